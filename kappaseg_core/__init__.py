@@ -1,0 +1,1 @@
+"""What both stages stand on: rankings, scenes, backbones, the training loop, metrics, run directories."""

@@ -1,0 +1,7 @@
+"""Backbones (placeholder until the real module lands)."""
+
+import importlib
+
+
+def build_backbone(config, *, image_size=None):
+    return importlib.import_module(f"{__name__}.{config.kind}").build(config, image_size=image_size)

@@ -1,0 +1,123 @@
+"""Features of a frozen backbone, computed once: what makes training on two CPU cores a matter of minutes.
+
+A frozen backbone gives the same features for the same view of an image every time. So a fixed number of augmented views
+of each image is passed through it once, and the head trains on the stored maps. The bank is keyed by everything that
+decides its content, so stage one, its folds and every stage-two run of one setting share it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kappaseg_core.config import fingerprint, to_plain
+from kappaseg_core.feeding import Examples
+from kappaseg_core.files import file_sha256, new_folder, write_text
+from kappaseg_core.placement import Placement
+from kappaseg_core.progress import Meter
+from kappaseg_core.seeding import seed_of
+from kappaseg_core.structures import SceneSet
+
+GROUP = 8  # views per pass through the backbone
+
+
+class ViewBank:
+    """Stored views: `make(index, seed)` picks one of an image's views and gives (features, target, image_id).
+
+    features: f32 [C, h, w] (stored as f16).   target: whatever the examples gave, as a tensor.
+    """
+
+    def __init__(self, folder: Path, image_ids: tuple[str, ...]) -> None:
+        self.folder, self.image_ids = folder, image_ids
+        self.views = json.loads((folder / "bank.json").read_text("utf-8"))["views"]
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        self.targets = np.load(folder / "targets.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
+        row = index * self.views + seed % self.views
+        features = torch.from_numpy(self.features[row].astype(np.float32))
+        return features, torch.from_numpy(np.array(self.targets[row])), self.image_ids[index]
+
+
+def training_bank(
+    config: Any, target: str, examples: Examples, scenes: SceneSet, backbone: nn.Module, here: Placement
+) -> ViewBank:
+    """The bank for a training configuration (its out, loop, augment and backbone), from disk where it is there.
+
+    target: what the examples' second item is ("labels", "mask"). examples.make must give images of one size.
+    The first worker computes a missing bank; the others wait.
+    """
+    key = {
+        "format": 1,
+        "target": target,
+        "data": scenes.fingerprint(),
+        "classes": list(scenes.class_names),
+        "augment": to_plain(config.augment),
+        "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),
+        "weights": file_sha256(Path(config.backbone.weights))
+        if config.backbone.weights
+        else f"seed {config.loop.seed}",
+        "views": config.loop.cached_views,
+        "seed": config.loop.seed,
+        "precision": here.precision,
+    }
+    folder = Path(config.out) / "features" / fingerprint(key)[:16]
+    if here.is_first and not (folder / "bank.json").exists():
+        fill(folder, key, examples, backbone.to(here.device).eval(), here)
+    here.wait()
+    return ViewBank(folder, scenes.image_ids)
+
+
+def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: nn.Module, here: Placement) -> None:
+    """Compute every view of every image, in a folder that appears when it is whole."""
+    views, seed = key["views"], key["seed"]
+    rows = [(index, view) for index in range(len(examples)) for view in range(views)]
+    features = targets = None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as temporary, Meter("feature bank", len(rows), unit="view") as meter:
+        for start in range(0, len(rows), GROUP):
+            group = rows[start : start + GROUP]
+            made = [examples.make(index, seed_of(seed, "view", index, view)) for index, view in group]
+            with torch.inference_mode(), here.autocast():
+                maps = backbone(torch.stack([image for image, _, _ in made]).to(here.device))
+            goal = np.stack([np.asarray(target) for _, target, _ in made])
+            if features is None or targets is None:
+                features = open_array(temporary / "features.npy", np.float16, (len(rows), *maps.shape[1:]))
+                targets = open_array(temporary / "targets.npy", goal.dtype, (len(rows), *goal.shape[1:]))
+            features[start : start + len(group)] = maps.float().cpu().numpy()
+            targets[start : start + len(group)] = goal
+            meter.advance(len(group))
+        for array in (features, targets):
+            if array is not None:
+                array.flush()
+        write_text(temporary / "bank.json", json.dumps(dict(key), indent=1))
+
+
+def open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def selected(examples: Examples, indices: list[int]) -> Examples:
+    """Some of the examples, in the given order."""
+    return _Selected(examples, indices)
+
+
+class _Selected:
+    def __init__(self, examples: Examples, indices: list[int]) -> None:
+        self.examples, self.indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def make(self, index: int, seed: int) -> Any:
+        return self.examples.make(self.indices[index], seed)

@@ -1,0 +1,224 @@
+"""`kappaseg VERB …`: one function per verb, each a few lines over the package that does the work.
+
+A mistake ends in one line on standard error and exit status 2. Heavy packages are imported inside the verbs, so that
+settings are checked, and labels looked up, without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kappaseg_core.config import DataConfig, build, load_config, override
+from kappaseg_core.errors import UserError
+from label_cache.errors import CacheError
+from pipelines.arguments import settings_help, split_settings
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    try:
+        arguments, rest = parser.parse_known_args(words)
+        if getattr(arguments, "settings", None) is None and rest:
+            raise UserError(f"argument {rest[0]!r} was not expected; see kappaseg {arguments.verb} --help")
+        return int(arguments.run(arguments, rest) or 0)
+    except (UserError, CacheError) as error:
+        print(f"kappaseg: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except KeyboardInterrupt:
+        print("kappaseg: stopped; the same command goes on from the last saved step", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="kappaseg", description="Rank the labels of an image, then classify pixels among the best κ.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+
+    demo = verb(verbs, "demo", run_demo, "the whole story on synthetic scenes, in minutes, ending with an HTML report")
+    demo.add_argument("--out", default="demo", help="folder for everything it makes (default: demo)")
+    demo.add_argument("--quick", action="store_true", help="a tenth of the steps: to see that it runs")
+
+    for name, run, kind, text in (
+        ("run-stage1", run_stage1, "stage1_multilabel.config:Stage1Config", "train a multi-label classifier"),
+        ("rank", run_rank, "stage1_multilabel.config:RankConfig", "write the label cache with a classifier"),
+        ("run-stage2", run_stage2, "stage2_segmentation.config:Stage2Config", "train a segmentation network"),
+    ):
+        stage = verb(verbs, name, run, text, settings=kind)
+        stage.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/quick/stage1.yaml")
+
+    evaluate = verb(
+        verbs, "evaluate", run_evaluate, "measure trained networks on the validation split",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "what", metavar="RUN", nargs="?", help="run directory, output folder of a chain, or its CONFIG"
+    )
+
+    predict = verb(
+        verbs, "predict", run_predict, "segment images and draw the labels found",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    predict.add_argument("what", metavar="RUN", help="run directory that run-stage2 wrote")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    predict.add_argument(
+        "--to", default="predictions", metavar="DIR", help="where the pictures go (default: predictions)"
+    )
+    predict.add_argument("--classifier", metavar="RUN", help="classifier that ranks (default: stage1 beside RUN)")
+
+    lookup = verb(verbs, "lookup", run_lookup, "the ranked labels of images, from a cache (needs no torch)")
+    lookup.add_argument("cache", metavar="CACHE", help="cache directory, for example OUT/labels")
+    lookup.add_argument("ids", metavar="ID", nargs="+", help="image ids")
+    lookup.add_argument("--kappa", type=int, default=10, help="labels to show (default: 10)")
+    lookup.add_argument("--json", action="store_true", help="print JSON")
+
+    cache = verb(verbs, "cache", run_cache, "what a label cache holds, and whether it is whole")
+    cache.add_argument("action", choices=("info", "check"))
+    cache.add_argument("cache", metavar="CACHE")
+
+    data = verb(
+        verbs,
+        "data",
+        run_data,
+        "check a data set, or pack it into one HDF5 file",
+        settings="kappaseg_core.config:DataConfig",
+    )
+    data.add_argument("action", choices=("check", "pack"))
+    data.add_argument("root", metavar="ROOT", help="folder of the data set, or a packed file")
+    data.add_argument("destination", metavar="FILE", nargs="?", help="pack: the file to write")
+    data.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all (check), train and val (pack)")
+    return parser
+
+
+def verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int | None], text: str, *, settings: str = ""
+) -> Parser:
+    """A sub-command; with `settings` ("module:Dataclass") it takes --dotted.key value and lists them in its help."""
+    parser: Parser = verbs.add_parser(name, help=text, description=text, add_help=not settings)
+    parser.set_defaults(run=run, settings=settings or None)
+    if settings:
+        parser.add_argument(
+            "-h", "--help", action=SettingsHelp, settings=settings, nargs=0, help="show all settings and exit"
+        )
+    return parser
+
+
+class SettingsHelp(argparse.Action):
+    """--help of a verb that takes settings: its own words, then every setting."""
+
+    def __init__(self, settings: str, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.settings = settings
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import importlib
+
+        module, name = self.settings.split(":")
+        parser.print_help()
+        print("\nsettings, over those of CONFIG or RUN:\n")
+        print(settings_help(getattr(importlib.import_module(module), name), parser.prog))
+        raise SystemExit(0)
+
+
+def run_demo(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.demo import demo
+
+    print(demo(Path(arguments.out), quick=arguments.quick))
+
+
+def run_stage1(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from stage1_multilabel.config import Stage1Config
+
+    config = load_config(Stage1Config, arguments.config, split_settings(rest))
+    from pipelines.show import show_summary
+    from stage1_multilabel.train import train_classifier
+
+    show_summary(train_classifier(config))
+
+
+def run_rank(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from stage1_multilabel.config import RankConfig
+
+    config = load_config(RankConfig, arguments.config, split_settings(rest))
+    from pipelines.show import show_cache
+    from stage1_multilabel.rank import rank_images
+
+    show_cache(rank_images(config))
+
+
+def run_stage2(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from stage2_segmentation.config import Stage2Config
+
+    config = load_config(Stage2Config, arguments.config, split_settings(rest))
+    from pipelines.show import show_summary
+    from stage2_segmentation.train import train_segmentation
+
+    show_summary(train_segmentation(config))
+
+
+def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.evaluate import evaluate_runs, find_runs
+
+    settings = split_settings(rest)
+    runs = find_runs(arguments.what, dict(settings).get("out"))
+    evaluate_runs(runs, [(name, value) for name, value in settings if name != "out"])
+
+
+def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.predict import predict_images
+
+    classifier = Path(arguments.classifier) if arguments.classifier else None
+    predict_images(
+        Path(arguments.what), [Path(image) for image in arguments.images], Path(arguments.to),
+        settings=split_settings(rest), classifier=classifier,
+    )  # fmt: skip
+
+
+def run_lookup(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.look_up import print_labels
+
+    print_labels(Path(arguments.cache), arguments.ids, arguments.kappa, as_json=arguments.json)
+
+
+def run_cache(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.look_up import check_cache, print_info
+
+    return print_info(Path(arguments.cache)) if arguments.action == "info" else check_cache(Path(arguments.cache))
+
+
+def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
+    values: dict[str, Any] = {}
+    for name, text in split_settings(rest):
+        override(values, name.removeprefix("data."), text)
+    root = Path(arguments.root)
+    data = replace(build(DataConfig, values, source="command line"), root=str(root))
+    if "kind" not in values and root.is_file():
+        data = replace(data, kind="packed")
+    from pipelines.data import check_data, pack_data
+
+    if arguments.action == "check":
+        return check_data(data, arguments.splits)
+    if not arguments.destination:
+        raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
+    return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`kappaseg evaluate`: finished stage-two runs on the validation split."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from kappaseg_core.checkpoint import RunDirectory
+from kappaseg_core.config import build, load_config, override, to_plain
+from kappaseg_core.errors import UserError
+from kappaseg_core.files import write_text
+from kappaseg_core.placement import place
+from kappaseg_core.progress import memory_mib
+from pipelines.tables import show_table
+from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.evaluate import (
+    Evaluation,
+    evaluate_model,
+    evaluation_name,
+    load_segmentation,
+    open_test_scenes,
+)
+from stage2_segmentation.train import source_for
+
+#: settings that an evaluation may change; the others are part of the trained network
+EVALUATION_SETTINGS = ("data", "source", "inference", "loop")
+
+
+def find_runs(what: str | None, out: str | None) -> list[Path]:
+    """The stage-two runs that are meant: a run directory, all complete ones of an output folder, or that of a CONFIG."""
+    if what is None and out is None:
+        raise UserError("evaluate needs a run directory, an output folder, or --out; for example kappaseg evaluate OUT")
+    if what is not None and what.endswith((".yaml", ".yml")):
+        config = load_config(Stage2Config, what, [("out", out)] if out else [])
+        return [Path(config.out) / config.run_name]
+    folder = Path(what if what is not None else str(out))
+    if (folder / "run.yaml").exists():
+        return [folder]
+    runs = [path.parent for path in sorted(folder.glob("stage2-*/run.yaml")) if RunDirectory(path.parent).is_complete]
+    if not runs:
+        raise UserError(f"{folder} holds no finished stage-two run; run kappaseg run-stage2 with --out {folder} first")
+    return runs
+
+
+def evaluate_runs(runs: Sequence[Path], settings: Sequence[tuple[str, str]]) -> list[Evaluation]:
+    """Evaluate each run with its own settings, or with some of them changed, and print one table."""
+    results = [evaluate_run(run, settings) for run in runs]
+    rows = [
+        [run.name, *(f"{100 * value:.2f}" for value in (
+            r.mIoU, r.class_coverage, r.pixel_accuracy, r.pixel_coverage, r.zero_iou_share
+        )), f"{r.mean_kappa:.1f}"]
+        for run, r in zip(runs, results, strict=True)
+    ]  # fmt: skip
+    columns = ["run", "mIoU", "≤ class coverage", "pixel accuracy", "≤ pixel coverage", "zero-IoU classes", "mean κ"]
+    show_table(f"{results[0].images} images, in %", columns, rows)
+    absent = results[0].absent
+    if absent:
+        print(f"{len(absent)} classes have no pixel in the truth and count only where predicted: {', '.join(absent)}")
+    return results
+
+
+def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluation:
+    """One evaluation, written beside the run as JSON with its settings and cost."""
+    started = time.perf_counter()
+    model, training, class_names = load_segmentation(run)
+    config = changed(training, settings)
+    here = place(config.loop)
+    scenes = open_test_scenes(config, class_names)
+    source = source_for(config, scenes, at_test=True)
+    result = evaluate_model(model.to(here.device), scenes, source, config.inference, here)
+    record = {
+        "run": run.name,
+        "source": {"train": training.source.train, "test": config.source.at_test},
+        "kappa": config.source.kappa_at_test,
+        "inference": to_plain(config.inference),
+        "split": config.data.val,
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_memory_mib": memory_mib(),
+        **asdict(result),
+    }
+    write_text(run / evaluation_name(config, training), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def changed(config: Stage2Config, settings: Sequence[tuple[str, str]]) -> Stage2Config:
+    """A run's configuration with evaluation settings laid on top."""
+    values = to_plain(config)
+    for name, text in settings:
+        if name.split(".")[0] not in EVALUATION_SETTINGS:
+            raise UserError(
+                f"--{name} is part of the trained network; evaluation can change settings of "
+                f"{', '.join(EVALUATION_SETTINGS)}"
+            )
+        override(values, name, text)
+    return build(Stage2Config, values, source="command line")

@@ -1,0 +1,107 @@
+"""`kappaseg predict`: images that no data set holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from kappaseg_core.errors import UserError
+from kappaseg_core.files import write_atomic, writing
+from kappaseg_core.placement import Placement, place
+from kappaseg_core.progress import Meter, say
+from kappaseg_core.ranking import Ranking, complete_ranking, top_kappa
+from kappaseg_core.scenes.images import photo
+from pipelines.draw import overlay
+from pipelines.evaluate import changed
+from pipelines.tables import show_table
+from stage1_multilabel.augment import EvalImages
+from stage1_multilabel.rank import Ranker
+from stage1_multilabel.scoring import label_scores
+from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.evaluate import load_segmentation, segment_image
+
+
+def predict_images(
+    run: Path,
+    images: Sequence[Path],
+    to: Path,
+    *,
+    settings: Sequence[tuple[str, str]] = (),
+    classifier: Path | None = None,
+) -> None:
+    """Segment image files: TO/NAME.png (overlay with a legend of the labels found) and TO/NAME.labels.png (label ids).
+
+    Images that the run has never seen have no row in a cache, so a network that was trained on one is given the ranking
+    of its classifier, live. An oracle's network has no truth here and is refused.
+    """
+    model, training, class_names = load_segmentation(run)
+    config = changed(training, settings)
+    here = place(config.loop)
+    pictures = [read_photo(path) for path in images]
+    rank = live_ranking(config, class_names, classifier, here)
+    with writing(to):
+        to.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with Meter("segmenting", len(images), unit="image") as meter:
+        for path, picture in zip(images, pictures, strict=True):
+            ranking = rank(picture)
+            found = segment_image(
+                model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here
+            ).numpy()
+            drawn = overlay(picture, found, class_names)
+            write_atomic(to / f"{path.stem}.png", lambda target, drawn=drawn: drawn.save(target, "PNG"))
+            write_atomic(to / f"{path.stem}.labels.png", lambda target, found=found: save_labels(found, target))
+            rows.append([path.name, describe(found, ranking, class_names)])
+            meter.advance()
+    show_table(f"written to {to}", ["image", "labels found, by area"], rows)
+
+
+def save_labels(found: NDArray[Any], target: Path) -> None:
+    """Label ids as an 8-bit PNG, or 16-bit where an id needs it."""
+    Image.fromarray(found.astype(np.uint8 if found.max() < 256 else np.uint16)).save(target, "PNG")
+
+
+def describe(found: NDArray[Any], ranking: Ranking, class_names: Sequence[str]) -> str:
+    labels, pixels = np.unique(found, return_counts=True)
+    order = np.argsort(-pixels, kind="stable")
+    rank_of = {int(label): rank for rank, label in enumerate(ranking.labels[0].tolist(), 1)}
+    return ", ".join(
+        f"{class_names[labels[i]]} {100 * pixels[i] / found.size:.0f} % (rank {rank_of[int(labels[i])]})" for i in order
+    )
+
+
+def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier: Path | None, here: Placement) -> Any:
+    """Image u8 [3, H, W] → Ranking, for images outside every data set."""
+    if config.source.at_test == "complete" and classifier is None:
+        return lambda picture: complete_ranking(1, len(class_names))
+    if config.source.at_test == "oracle" and classifier is None:
+        raise UserError(
+            "this run was trained on the ground truth, which a new image does not have; add --classifier RUN"
+        )
+    ranker = Ranker.of(classifier or Path(config.out) / "stage1")
+    if ranker.class_names != class_names:
+        raise UserError(f"classifier {ranker.run} knows other classes than the run; give the one it was trained with")
+    network = ranker.load(here.device)
+    images = EvalImages(ranker.config.augment.image_size, network.backbone.mean, network.backbone.std)
+    say(f"ranking with {ranker.run}, κ = {config.source.kappa_at_test}")
+
+    def rank(picture: NDArray[Any]) -> Ranking:
+        with torch.inference_mode():
+            logits = network(images(picture)[None].to(here.device))
+        return top_kappa(label_scores(logits).cpu(), config.source.kappa_at_test)
+
+    return rank
+
+
+def read_photo(path: Path) -> NDArray[Any]:
+    """An image file as u8 [3, H, W], upright RGB. Raises UserError."""
+    try:
+        return photo(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,1 @@
+"""Stage two: pixels are classified among the κ labels that a ranking kept."""

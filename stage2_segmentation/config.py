@@ -1,0 +1,125 @@
+"""Settings of stage two: training, evaluating and applying a segmentation network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """The segmentation network on the backbone's map."""
+
+    kind: str = "segmenter"
+    """module of stage2_segmentation.hosts"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """its settings (the module's Options dataclass), for example width, depth, rank_scale"""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the rankings come from."""
+
+    train: str = "cache"
+    """module of stage2_segmentation.sources used in training: cache, oracle (ground truth), complete (all K labels)"""
+    test: str | None = None
+    """the same for evaluation; null = as in training. `train: complete, test: oracle` is the paper's "GT (eval only)"."""
+    kappa: int = 50
+    """labels kept per image in training"""
+    test_kappa: int | None = None
+    """labels kept in evaluation; null = kappa"""
+    missed: Literal["ignore", "force"] = "ignore"
+    """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published);
+    force: their labels take the last ranks (ours)"""
+    cache: str | None = None
+    """directory of the label cache; null = OUT/labels"""
+
+    @property
+    def at_test(self) -> str:
+        return self.test or self.train
+
+    @property
+    def kappa_at_test(self) -> int:
+        return self.test_kappa or self.kappa
+
+    def __post_init__(self) -> None:
+        for name in ("kappa", "test_kappa"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}, wanted at least 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What a training image goes through (the published order)."""
+
+    short_side: int = 512
+    """the image's shorter side before random scaling, in pixels"""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """range of the random scale"""
+    crop: int = 512
+    """side of the square crop; smaller images are padded (0 in the image, IGNORE in the mask)"""
+    max_share: float = 0.75
+    """a crop is drawn again (up to ten times) while one label holds more than this share of its labelled pixels"""
+    flip: float = 0.5
+    photometric: bool = True
+    """random brightness, contrast, saturation and hue"""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Pixel-wise cross-entropy over the kept labels."""
+
+    stride: int = 1
+    """take every stride-th pixel of the label map (1 = all, as published)"""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How an image of any size is segmented. One ranking per image serves all its windows, scales and flips."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    short_side: int | None = 512
+    """resize the image to this shorter side first; null = its own size"""
+    window: int = 512
+    """side of a sliding window, in pixels of the resized image"""
+    stride: int = 512
+    """distance of two windows"""
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    """average with the mirrored image"""
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """`kappaseg run-stage2 CONFIG`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="vit_base_patch16_384", options={"img_size": 512}, frozen=False)
+    )
+    host: HostConfig = field(default_factory=HostConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            kind="sgd", lr=1e-3, weight_decay=0.0, schedule="poly", min_lr=1e-5, clip=None
+        )
+    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=40_000, batch_size=8))
+    out: str = "runs/default"
+    """output folder of the whole chain; this step writes OUT/stage2-NAME"""
+    name: str | None = None
+    """NAME of the run; null = the training source"""
+
+    @property
+    def run_name(self) -> str:
+        if self.name:
+            return f"stage2-{self.name}"
+        return f"stage2-{self.source.train}" + (
+            f"-{self.source.test}" if self.source.test not in (None, self.source.train) else ""
+        )

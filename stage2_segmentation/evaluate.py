@@ -1,0 +1,136 @@
+"""Measuring a segmentation network on a split, at full resolution, all labelled pixels counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from kappaseg_core.checkpoint import load_model, read_record
+from kappaseg_core.config import build
+from kappaseg_core.errors import UserError
+from kappaseg_core.metrics import ConfusionSums, CoverageSums, label_pixels
+from kappaseg_core.placement import Placement
+from kappaseg_core.progress import Meter
+from kappaseg_core.ranking import Ranking, rank_lookup
+from kappaseg_core.scenes import open_scenes
+from kappaseg_core.structures import SceneSet
+from stage2_segmentation.augment import scaled_size
+from stage2_segmentation.config import InferenceConfig, Stage2Config
+from stage2_segmentation.inference import InferencePlan, label_map
+from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.sources import Source
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on a split. Shares in 0..1.
+
+    mIoU: mean over classes with a pixel in the truth or the prediction (as mmsegmentation); mIoU_in_truth: over those in
+    the truth.   class_coverage: mean share of a class's pixels whose label the ranking kept; mIoU ≤ class_coverage always.   pixel_coverage bounds pixel_accuracy likewise.
+    zero_iou_share: share of the classes in the truth that are never right.   absent: classes without a pixel in the truth.
+    """
+
+    images: int
+    mIoU: float
+    mIoU_in_truth: float
+    pixel_accuracy: float
+    mean_class_accuracy: float
+    zero_iou_share: float
+    pixel_coverage: float
+    class_coverage: float
+    mean_kappa: float
+    class_iou: dict[str, float | None]
+    absent: tuple[str, ...]
+
+    def numbers(self) -> dict[str, float]:
+        """The scalars, for logs and tables."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+
+
+def load_segmentation(
+    run: Path, device: torch.device | str = "cpu"
+) -> tuple[SegmentationModel, Stage2Config, tuple[str, ...]]:
+    """A finished stage-two run: network, configuration (with `out` where the run lies now), class names."""
+    record = read_record(run)
+    if record["model"] != "stage2_segmentation.model":
+        raise UserError(f"{run} holds no segmentation network; give a folder that run-stage2 wrote (OUT/stage2-…)")
+    model, record = load_model(run, device)
+    assert isinstance(model, SegmentationModel)
+    config = build(Stage2Config, record["config"], source=str(run / "run.yaml"))
+    return model, replace(config, out=str(run.parent)), tuple(record["class_names"])
+
+
+def open_test_scenes(config: Stage2Config, class_names: tuple[str, ...]) -> SceneSet:
+    """The validation split of a run's data. Raises UserError where its classes are not the run's."""
+    scenes = open_scenes(config.data, config.data.val)
+    if scenes.class_names != class_names:
+        raise UserError(
+            f"the run knows {len(class_names)} classes ({class_names[0]}, …), the data set {config.data.root} has "
+            f"{len(scenes.class_names)} ({scenes.class_names[0]}, …); evaluate on the data set of the run"
+        )
+    return scenes
+
+
+def evaluate_model(
+    model: SegmentationModel, scenes: SceneSet, source: Source, inference: InferenceConfig, here: Placement
+) -> Evaluation:
+    """Segment every image of the split with the source's ranking and compare with the truth, workers sharing the images."""
+    names = scenes.class_names
+    confusion, coverage, kappas = ConfusionSums(len(names)), CoverageSums(len(names), [len(names)]), torch.zeros(1)
+    mine = range(here.worker, len(scenes), here.world)
+    with Meter(f"evaluating on {scenes.split}", len(mine), unit="image") as meter:
+        for index in mine:
+            scene = scenes[index]
+            mask = torch.from_numpy(scene.mask).long()[None]
+            ranking = source([scene.image_id], mask)
+            found = segment_image(model, torch.from_numpy(scene.image), ranking, inference, here)
+            confusion.update(found[None], mask)
+            coverage.update(label_pixels(mask, len(names)), rank_lookup(ranking, len(names)))
+            kappas += ranking.valid.sum()
+            meter.advance()
+    confusion, coverage = confusion.reduced(here.total), coverage.reduced(here.total)
+    scores, kept, everywhere = confusion.summary(), coverage.summary(), len(names)
+    return Evaluation(
+        images=len(scenes), mIoU=scores["mIoU"], mIoU_in_truth=scores["mIoU_in_truth"],
+        pixel_accuracy=scores["pixel_accuracy"], mean_class_accuracy=scores["class_accuracy"],
+        zero_iou_share=scores["zero_iou"], pixel_coverage=float(kept[f"pixel_coverage@{everywhere}"] or 0.0),
+        class_coverage=float(kept[f"class_coverage@{everywhere}"] or 0.0),
+        mean_kappa=float(here.total(kappas)) / max(1, len(scenes)),
+        class_iou={name: None if math.isnan(iou) else iou for name, iou in zip(names, confusion.iou().tolist(), strict=True)},
+        absent=tuple(names[label] for label in confusion.absent()),
+    )  # fmt: skip
+
+
+def segment_image(
+    model: SegmentationModel, image: Tensor, ranking: Ranking, inference: InferenceConfig, here: Placement
+) -> Tensor:
+    """Label map i64 [H, W] of one image u8 [3, H, W], at the image's own size, among the labels of its one ranking."""
+    size = image.shape[-2:]
+    if inference.short_side is not None:
+        target = list(scaled_size(size, inference.short_side))
+        image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
+    image = F.to_dtype(image, torch.float32, scale=True)
+    image = F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
+    plan = InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
+    with torch.inference_mode(), here.autocast():
+        return label_map(model, image, ranking.to(here.device), plan, size=tuple(size)).cpu()
+
+
+def evaluation_name(config: Stage2Config, training: Stage2Config) -> str:
+    """File name of an evaluation: what differs from the run's own settings is part of it."""
+    words = (
+        [config.source.at_test, f"kappa{config.source.kappa_at_test}"]
+        if config.source.at_test == "cache"
+        else [config.source.at_test]
+    )
+    inference: dict[str, Any] = asdict(config.inference)
+    words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
+    words += [config.data.val] if config.data.val != training.data.val else []
+    return "evaluation-" + "-".join(str(w).replace(" ", "").replace("/", "_") for w in words) + ".json"

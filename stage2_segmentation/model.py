@@ -1,0 +1,54 @@
+"""The segmentation network: image and ranking → logits of the kept labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from kappaseg_core.backbones import build_backbone
+from kappaseg_core.config import BackboneConfig, build
+from kappaseg_core.ranking import Ranking
+from stage2_segmentation.config import HostConfig, Stage2Config
+from stage2_segmentation.hosts import build_host
+from stage2_segmentation.sources import ranks_of
+
+
+class SegmentationModel(nn.Module):
+    """Backbone and host. forward: images f32 [B, 3, H, W], ranking of B images → rank_logits f32 [B, κ, h, w]."""
+
+    def __init__(self, backbone: nn.Module, host: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.host = backbone, host
+
+    def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
+        logits: Tensor = self.host(self.backbone(images), ranking)
+        return logits
+
+
+def build_segmentation(
+    backbone: BackboneConfig, host: HostConfig, *, num_classes: int, kappa: int, image_size: int
+) -> SegmentationModel:
+    """A new network: backbone from its weight file where one is named, host from random numbers.
+
+    kappa: ranks seen in training, the length of the rank scale (K for the plain baseline).
+    """
+    trunk = build_backbone(backbone, image_size=image_size)
+    head = build_host(host.kind, num_classes=num_classes, in_channels=trunk.channels, kappa=kappa, options=host.options)
+    return SegmentationModel(trunk, head)
+
+
+def build_model(config: dict[str, Any], class_names: tuple[str, ...]) -> SegmentationModel:
+    """A run's network from its record, without weights (`load_model` fills them in)."""
+    known = build(Stage2Config, config, source="run.yaml")
+    empty = replace(known.backbone, weights=None, frozen=known.backbone.is_frozen)
+    return build_segmentation(
+        empty, known.host, num_classes=len(class_names),
+        kappa=scale_length(known, len(class_names)), image_size=known.augment.crop,
+    )  # fmt: skip
+
+
+def scale_length(config: Stage2Config, num_classes: int) -> int:
+    """Ranks that the rank scale has parameters for."""
+    return ranks_of(config.source.train, config.source.kappa, num_classes)

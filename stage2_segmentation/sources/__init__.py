@@ -1,0 +1,70 @@
+"""Ranking sources. A segmentation network never knows which one it is fed by.
+
+One module per source with `build(inputs: SourceInputs) -> Source` and `ALL_RANKS` (whether it may give more than κ
+labels); adding a source is adding a file here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from torch import Tensor
+
+from kappaseg_core.errors import UserError
+from kappaseg_core.ranking import Ranking
+
+
+class Source(Protocol):
+    """Where rankings come from.
+
+    image_ids: B names.   mask: i64 [B, H, W], the truth, which only an oracle may look at; None where there is none.
+    Gives a Ranking on the CPU with at most `kappa` ranks where the source has a choice.
+    fingerprint: of what it reads, recorded with a run that trains on it.
+    """
+
+    fingerprint: str
+
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking: ...
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source may be built from."""
+
+    kappa: int
+    class_names: tuple[str, ...]
+    splits: dict[str, str]
+    """split name → fingerprint of its images, for the splits that will be asked for"""
+    cache: Path
+    """directory of the label cache"""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def build_source(kind: str, inputs: SourceInputs) -> Source:
+    """The source module `kind`, built. Raises UserError for an unknown kind or a κ beyond the vocabulary."""
+    module = source_module(kind)
+    if inputs.kappa > inputs.num_classes and not module.ALL_RANKS:
+        raise UserError(f"source.kappa = {inputs.kappa}, but there are only {inputs.num_classes} classes; lower it")
+    source: Source = module.build(inputs)
+    return source
+
+
+def ranks_of(kind: str, kappa: int, num_classes: int) -> int:
+    """The most ranks that a source gives: κ, or K for one that may give all labels (ALL_RANKS in its module)."""
+    return num_classes if source_module(kind).ALL_RANKS else min(kappa, num_classes)
+
+
+def source_module(kind: str) -> ModuleType:
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if kind not in known:
+        raise UserError(f"source {kind!r} is not known; wanted one of {', '.join(known)}")
+    return importlib.import_module(f"{__name__}.{kind}")

@@ -1,0 +1,83 @@
+"""Training a segmentation network: `train_segmentation(config)` gives a run directory under OUT."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kappaseg_core.checkpoint import Summary, start_run
+from kappaseg_core.feeding import Examples, batches, collate
+from kappaseg_core.loop import fit
+from kappaseg_core.placement import place
+from kappaseg_core.scenes import open_scenes
+from kappaseg_core.seeding import seed_of
+from kappaseg_core.structures import Batch, SceneSet
+from kappaseg_core.views import training_bank
+from stage2_segmentation.augment import TrainExamples
+from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.evaluate import evaluate_model
+from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
+from stage2_segmentation.sources import Source, SourceInputs, build_source
+from stage2_segmentation.task import SegmentTask
+
+
+def train_segmentation(config: Stage2Config) -> Summary:
+    """Train, or finish training, the network of `config` in OUT/stage2-NAME."""
+    started = time.perf_counter()
+    here = place(config.loop)
+    train, val = open_scenes(config.data, config.data.train), open_scenes(config.data, config.data.val)
+    num_classes = len(train.class_names)
+    train_source = source_for(config, train, at_test=False)
+    test_source = source_for(config, val, at_test=True)
+
+    torch.manual_seed(seed_of(config.loop.seed, "init"))
+    model = build_segmentation(
+        config.backbone, config.host, num_classes=num_classes,
+        kappa=scale_length(config, num_classes), image_size=config.augment.crop,
+    )  # fmt: skip
+    run = start_run(
+        Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,
+        scenes=(train, val), here=here, rankings=train_source.fingerprint,
+    )  # fmt: skip
+    if run.is_complete:
+        return run.summary()
+
+    examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
+    given = "image"
+    if config.loop.cached_views and config.backbone.is_frozen:
+        examples = training_bank(config, "mask", examples, train, model.backbone, here)
+        given = "features"
+
+    pack = partial(collate, given=given, target="mask")
+
+    def feed(first_step: int) -> Iterator[Batch]:
+        return batches(examples, pack, config.loop, here, first_step=first_step)
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        assert isinstance(network, SegmentationModel)
+        return evaluate_model(network, val, test_source, config.inference, here).numbers()
+
+    task = SegmentTask(
+        model, train_source, num_classes, force=config.source.missed == "force", loss_stride=config.loss.stride
+    )
+    return fit(
+        task, feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here, metric="mIoU",
+        spent_seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Source:
+    """The ranking source of training or of evaluation, for one split."""
+    wanted = config.source
+    inputs = SourceInputs(
+        kappa=wanted.kappa_at_test if at_test else wanted.kappa,
+        class_names=scenes.class_names,
+        splits={scenes.split: scenes.fingerprint()},
+        cache=Path(wanted.cache or Path(config.out) / "labels"),
+    )
+    return build_source(wanted.at_test if at_test else wanted.train, inputs)

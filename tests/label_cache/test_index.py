@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import types
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from label_cache import CacheError, LabelCache, discard
+from label_cache.quality import check
+
+FORK_WARNS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def built(path: Path) -> int:
+    """Which folder the index is: changes when it is built anew."""
+    return (path / "index" / "DERIVED.json").stat().st_ino
+
+
+def test_the_index_is_built_once_and_then_used(source: Any, committed: Path) -> None:
+    LabelCache.open(committed).lookup(source.ids)
+    first = built(committed)
+    for _ in range(3):
+        LabelCache.open(committed).lookup(source.ids)
+    assert built(committed) == first
+    derived = json.loads((committed / "index" / "DERIVED.json").read_text())
+    assert derived["manifest"] == hashlib.sha256((committed / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_equal_caches_have_equal_indexes(source: Any, tmp_path: Path) -> None:
+    files = []
+    for name in "ab":
+        source.write(tmp_path / name)
+        LabelCache.open(tmp_path / name).lookup(source.ids)
+        files.append({p.name: p.read_bytes() for p in (tmp_path / name / "index").iterdir()})
+    assert files[0] == files[1]
+
+
+def test_the_index_is_built_anew_when_the_manifest_changes(
+    make_source: Callable[..., Any], source: Any, committed: Path, tmp_path: Path
+) -> None:
+    LabelCache.open(committed).lookup(source.ids)
+    kept = tmp_path / "kept"
+    shutil.copytree(committed / "index", kept)
+    discard(committed)
+    other = make_source(seed=5)
+    other.write(committed)
+    shutil.copytree(kept, committed / "index")
+    labels, _ = LabelCache.open(committed).lookup(other.ids)
+    expected = other.expected()
+    assert labels.tolist() == [[c for _, c in expected[i]] for i in other.ids]
+
+
+@pytest.mark.parametrize("name", ["DERIVED.json", "labels.npy", "keys.npy", "ids.npy"])
+@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
+def test_an_incomplete_index_is_built_anew(source: Any, committed: Path, name: str, damage: str) -> None:
+    before = LabelCache.open(committed).lookup(source.ids)
+    file = committed / "index" / name
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "deleted":
+        file.write_bytes(data[:-1] if damage == "cut" else b"")
+    first = built(committed) if name != "DERIVED.json" else None
+    after = LabelCache.open(committed).lookup(source.ids)
+    assert np.array_equal(before.labels, after.labels)
+    assert built(committed) != first
+    assert sorted(p.name for p in committed.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_copied_cache_is_verified_once_and_its_index_used(
+    source: Any, committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LabelCache.open(committed).lookup(source.ids)
+    copy = tmp_path / "copy"
+    shutil.copytree(committed / "index", copy / "index")  # the index first: then the parts look newer than it
+    for path in committed.glob("*.*"):
+        shutil.copy(path, copy / path.name)
+    first, read = built(copy), []
+    real = LabelCache.open.__globals__["open_index"].__globals__["stored_index"].__globals__["_confirm_parts"]
+    monkeypatch.setitem(real.__globals__, "read_bytes", lambda _, part: read.append(part.name))
+    LabelCache.open(copy).lookup(source.ids)
+    assert sorted(read) == ["train-00000.parquet", "train-00001.parquet", "val-00000.parquet"]
+    LabelCache.open(copy).lookup(source.ids)
+    assert len(read) == 3 and built(copy) == first
+
+
+def test_ids_whose_keys_collide_are_told_apart(source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weak(data: bytes, *, digest_size: int, salt: bytes) -> Any:
+        return hashlib.blake2b(b"" if salt == b"\0" else data, digest_size=digest_size, salt=salt)
+
+    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=weak))
+    cache, expected = LabelCache.open(committed), source.expected()
+    for image_id in source.ids:
+        assert cache.lookup(image_id).labels[0].tolist() == [c for _, c in expected[image_id]]
+    assert json.loads((committed / "index" / "DERIVED.json").read_text())["salt"] == "01"
+
+
+def test_an_id_with_the_key_of_another_is_unknown(
+    source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = LabelCache.open(committed)
+    cache.lookup(source.ids)
+    known = source.ids[0].encode()
+
+    def confused(data: bytes, **options: Any) -> Any:
+        return hashlib.blake2b(known if data == b"stranger" else data, **options)
+
+    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=confused))
+    assert source.ids[0] in cache
+    for ids in ("stranger", ["stranger"]):
+        with pytest.raises(CacheError, match="'stranger' is not among"):
+            cache.lookup(ids)
+
+
+@FORK_WARNS
+def test_processes_that_build_the_index_at_once_all_get_it(source: Any, committed: Path) -> None:
+    expected = LabelCache.open(committed).lookup(source.ids).labels
+    context = get_context("fork")
+
+    def racer(start: Any) -> None:
+        start.wait()
+        found = LabelCache.open(committed).lookup(source.ids).labels
+        os._exit(0 if np.array_equal(found, expected) else 1)
+
+    for stale in (False, True) * 4:
+        if stale:
+            (committed / "index" / "DERIVED.json").write_text("{}")
+        else:
+            shutil.rmtree(committed / "index")
+        start = context.Barrier(3)
+        racers = [context.Process(target=racer, args=(start,)) for _ in range(3)]
+        for process in racers:
+            process.start()
+        for process in racers:
+            process.join()
+        assert [process.exitcode for process in racers] == [0, 0, 0]
+        assert sorted(p.name for p in committed.iterdir() if p.is_dir()) == ["index"]
+        assert check(LabelCache.open(committed)) == []
+
+
+def test_a_read_only_cache_is_read_through_a_private_index_and_says_so(
+    source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Path.mkdir
+
+    def read_only(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.parent == committed:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    cache, expected = LabelCache.open(committed), source.expected()
+    with caplog.at_level(logging.WARNING):
+        labels, _ = cache.lookup(source.ids)
+    assert labels.tolist() == [[c for _, c in expected[i]] for i in source.ids]
+    assert "Read-only file system" in caplog.text and str(committed) in caplog.text
+    assert not (committed / "index").exists()
+    caplog.clear()
+    cache.lookup(source.ids)
+    assert caplog.text == ""
+
+
+def test_check_finds_an_index_that_says_something_else(source: Any, committed: Path) -> None:
+    cache = LabelCache.open(committed)
+    cache.lookup(source.ids)
+    for name in ("labels", "scores", "sources", "rows", "ids", "keys"):
+        file = committed / "index" / f"{name}.npy"
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        problems = check(cache)
+        assert problems and all("the index disagrees with part" in problem for problem in problems), name
+        file.write_bytes(data)
+    assert check(cache) == []
