@@ -16,6 +16,10 @@ from torch import Tensor
 #: "This pixel has no label." The only value of that meaning in the project; scene sets convert theirs to it.
 IGNORE = -1
 
+#: Logit of a padding rank. Its softmax is exactly 0 in every precision, and unlike -inf it can be interpolated
+#: (0 · -inf is NaN) and does not make a NaN of an image that has no label at all.
+PADDING_LOGIT = -1e4
+
 
 @dataclass(frozen=True)
 class Ranking:

@@ -15,8 +15,9 @@ page checksums, so a damaged part gives no index.
 When an index is trusted. DERIVED.json must name the sha256 of the manifest as it is now (a few µs), and every part must
 have the size that the manifest says and must not have been touched since the index was begun (one `stat` per part,
 about 2 µs); its modification time records that moment. Parts touched later, copied ones for example, are compared with
-the sha256 in the manifest once (1 to 2 GB/s), and the moment moves on. So no edit of a part goes unnoticed. What decays
-on a disk by itself is found by `quality.check`.
+the sha256 in the manifest once (1 to 2 GB/s), and the moment moves on; once more where the next opening falls into the
+same tick of the file system's clock (some milliseconds) as the edit. So no edit of a part goes unnoticed. What decays on
+a disk by itself is found by `quality.check`.
 """
 
 from __future__ import annotations
@@ -86,11 +87,16 @@ class Index:
         return np.array(found, np.int64)
 
     def image_id(self, row: int) -> str:
-        return bytes(self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]]).decode()
+        return bytes(self._id_at(row)).decode(errors="replace")  # a decayed byte must not hide the rest
 
     def _confirmed(self, raw: bytes, place: int) -> int:
         row: int = self._row_at[place]
-        return row if self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]] == raw else -1
+        if not 0 <= row < len(self.sources):  # a decayed byte
+            return -1
+        return row if self._id_at(row) == raw else -1
+
+    def _id_at(self, row: int) -> memoryview:
+        return self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]]
 
 
 def hashed(raw_ids: Sequence[bytes], salt: bytes) -> NDArray[np.uint64]:
@@ -182,10 +188,15 @@ def _time_of(directory: Path) -> int:
 
 
 def expected_rows(index: Index, columns: Columns, start: int) -> bool:
-    """Whether the rows of an index from `start` on are these."""
+    """Whether the rows of an index from `start` on are these, in every array of it."""
     rows = slice(start, start + len(columns))
+    raw = [image_id.encode() for image_id in columns.image_ids]
+    keys = hashed(raw, index.salt)
+    places = np.minimum(index.keys.searchsorted(keys), len(index.keys) - 1)
     return (
-        np.array_equal(index.rows_of(columns.image_ids), np.arange(rows.start, rows.stop))
+        np.array_equal(index.keys[places], keys)
+        and np.array_equal(np.diff(index.offsets[start : rows.stop + 1]), [len(text) for text in raw])
+        and np.array_equal(index.rows_of(columns.image_ids), np.arange(start, rows.stop))
         and np.array_equal(index.labels[rows], columns.labels)
         and np.array_equal(index.scores[rows], columns.scores.astype(np.float16))
         and np.array_equal(index.sources[rows], source_codes(columns.source))

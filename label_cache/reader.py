@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from label_cache.errors import CacheError, reason
-from label_cache.index import Index
+from label_cache.index import INDEX, Index
 from label_cache.index_build import open_index
 from label_cache.parts import check_size, is_part, read_part
 from label_cache.rows import Columns, concatenate, source_names
@@ -175,7 +175,13 @@ class LabelCache:
         return self._rows[split]
 
     def _unknown(self, image_id: str) -> CacheError:
-        close = _closest(image_id, sorted(name for split in self.splits for name in self.ids(split)))
+        known = sorted(name for split in self.splits for name in self.ids(split))
+        if image_id in known:
+            return CacheError(
+                f"the look-up index of cache {self.path} does not find {image_id!r}, which it holds; "
+                f"delete {self.path / INDEX}, it will be built anew"
+            )
+        close = _closest(image_id, known)
         hint = f"the closest id is {close!r}" if close else "rank the split that this image is in"
         return CacheError(
             f"image id {image_id!r} is not among the {len(self)} of cache {self.path} "

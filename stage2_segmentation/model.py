@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kappaseg_core.backbones import build_backbone
+from kappaseg_core.backbones import Backbone, build_backbone
 from kappaseg_core.config import BackboneConfig, build
 from kappaseg_core.ranking import Ranking
 from stage2_segmentation.config import HostConfig, Stage2Config
@@ -18,9 +18,14 @@ from stage2_segmentation.sources import ranks_of
 class SegmentationModel(nn.Module):
     """Backbone and host. forward: images f32 [B, 3, H, W], ranking of B images → rank_logits f32 [B, κ, h, w]."""
 
-    def __init__(self, backbone: nn.Module, host: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, host: nn.Module) -> None:
         super().__init__()
         self.backbone, self.host = backbone, host
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell of the logits, in pixels."""
+        return self.backbone.stride
 
     def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
         logits: Tensor = self.host(self.backbone(images), ranking)

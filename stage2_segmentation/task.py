@@ -33,7 +33,9 @@ class SegmentTask(nn.Module):
             logits = self.model(batch.image, ranking)
         else:
             logits = self.model.host(batch.features, ranking)
-        return segmentation_loss(logits, batch.mask, ranking, self.num_classes, stride=self.loss_stride)
+        return segmentation_loss(
+            logits, batch.mask, ranking, self.num_classes, cell=self.model.cell, stride=self.loss_stride
+        )
 
     @torch.no_grad()
     def ranking_for(self, image_ids: tuple[str, ...], mask: Tensor) -> Ranking:

@@ -1,6 +1,8 @@
 """Backbones (placeholder until the real module lands)."""
 
 import importlib
+from torch import nn
+Backbone = nn.Module
 
 
 def build_backbone(config, *, image_size=None):

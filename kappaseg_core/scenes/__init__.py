@@ -3,6 +3,11 @@
     Options                      frozen dataclass: the settings of that kind (data.options), checked strictly
     open_scenes(root, split, options) -> SceneSet
 
+Two more functions are used by `kappaseg data check` where a module has them:
+
+    split_names(root, options) -> tuple[str, ...]                          the splits there are
+    open_unchecked(root, split, options) -> tuple[SceneSet, list[str]]     a flawed split, and its flaws
+
 Scene sets convert their ignore value to IGNORE and nobody else does: 255 is a real class where K > 255.
 """
 
@@ -24,6 +29,24 @@ def open_scenes(data: DataConfig, split: str) -> SceneSet:
     """One split of the configured data set. Raises UserError for an unknown kind, setting, split or missing file."""
     module = scene_module(data.kind)
     return module.open_scenes(data.root, split, scene_options(data))
+
+
+def open_leniently(data: DataConfig, split: str) -> tuple[SceneSet, list[str]]:
+    """What can be read of a split, and one line for each flaw of the split itself, as far as its kind can tell."""
+    module, options = scene_module(data.kind), scene_options(data)
+    if hasattr(module, "open_unchecked"):
+        return module.open_unchecked(data.root, split, options)
+    return module.open_scenes(data.root, split, options), []
+
+
+def split_names(data: DataConfig) -> tuple[str, ...]:
+    """The splits there are: training and validation first, then the others."""
+    configured = (data.train, data.val)
+    module = scene_module(data.kind)
+    if not hasattr(module, "split_names"):
+        return configured
+    names = module.split_names(data.root, scene_options(data))
+    return tuple(sorted(names, key=lambda name: configured.index(name) if name in configured else len(configured)))
 
 
 def scene_kinds() -> tuple[str, ...]:

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.scenes.flaws import MissingMask, SizesDiffer, UnknownValues
 from kappaseg_core.scenes.images import PHOTO_SUFFIXES, content_fingerprint, label_map, photo, stored_shape
-from kappaseg_core.scenes.mask_values import UNKNOWN, VALUES, UnknownValues, describe_unknown, value_table
+from kappaseg_core.scenes.mask_values import UNKNOWN, VALUES, describe_unknown, value_table
 from kappaseg_core.structures import Scene
 
 
@@ -70,6 +71,15 @@ def open_unchecked(root: str, split: str, options: Options) -> tuple[FolderScene
     return FolderScenes(folder, split, options, class_names, tuple(image_ids), photos), problems
 
 
+def split_names(root: str, options: Options) -> tuple[str, ...]:
+    """The splits that have a file, sorted. Raises UserError where there is none."""
+    folder = _require_root(root) / "splits"
+    names = tuple(sorted(path.stem for path in folder.glob("*.txt")))
+    if not names:
+        raise UserError(f"{folder} holds no <split>.txt file; write the image ids of each split there, one per line")
+    return names
+
+
 class FolderScenes:
     """A split of a folder; each read opens its two files and nothing else."""
 
@@ -96,7 +106,7 @@ class FolderScenes:
         image = photo(data, f"image {self.image_path(index)}")
         mask = self.mask(index)
         if image.shape[1:] != mask.shape:
-            raise UserError(self._size_problem(index, data, image.shape[1:], mask.shape))
+            raise SizesDiffer(self._size_problem(index, data, image.shape[1:], mask.shape))
         return Scene(image, mask, self.image_ids[index])
 
     def image(self, index: int) -> np.ndarray:
@@ -136,7 +146,7 @@ class FolderScenes:
         return self._fingerprint
 
     def _mask_bytes(self, index: int) -> bytes:
-        return _read(self.mask_path(index), "mask", self.split)
+        return _read(self.mask_path(index), "mask", self.split, missing=MissingMask)
 
     def _size_problem(self, index: int, data: bytes, shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
         image, mask = f"image {self.image_path(index)}", f"mask {self.mask_path(index)}"
@@ -235,10 +245,10 @@ def _photo_problem(image_id: str, names: list[str], split: str, folder: Path, fi
     return f"image {image_id} of split {split!r} is not in {folder}; {fix}"
 
 
-def _read(path: Path, what: str, split: str) -> bytes:
+def _read(path: Path, what: str, split: str, *, missing: type[UserError] = UserError) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist; add it or take its id out of split {split!r}") from None
+        raise missing(f"{what} {path} does not exist; add it or take its id out of split {split!r}") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {(error.strerror or str(error)).lower()}") from None

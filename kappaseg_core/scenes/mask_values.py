@@ -16,14 +16,6 @@ VALUES = 65536
 UNKNOWN = -2
 
 
-class UnknownValues(UserError):
-    """A mask with values that mean nothing. counts: value → pixels."""
-
-    def __init__(self, line: str, counts: Mapping[int, int] | None = None) -> None:
-        super().__init__(line)
-        self.counts = dict(counts or {})
-
-
 def value_table(ignore: int | None, id_map: Mapping[int, int], class_names: tuple[str, ...]) -> np.ndarray:
     """Mask value → class id, IGNORE or UNKNOWN, i32 [65536]. Raises UserError where a value would mean two things."""
     num_classes = len(class_names)

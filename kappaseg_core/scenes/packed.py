@@ -50,6 +50,17 @@ def open_scenes(root: str, split: str, options: Options) -> PackedScenes:
     return PackedScenes(Path(root), split)
 
 
+def split_names(root: str, options: Options) -> tuple[str, ...]:
+    """The splits that were packed, sorted. Raises UserError for a missing, foreign or damaged file."""
+    path = Path(root)
+    file = _open(path)
+    try:
+        with file:
+            return tuple(file["split"])
+    except (OSError, KeyError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+
+
 class PackedScenes:
     """A split of a packed file. Each process opens its own handle at its first read; none is ever pickled or shared."""
 

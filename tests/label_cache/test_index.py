@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -24,6 +25,16 @@ FORK_WARNS = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 def built(path: Path) -> int:
     """Which folder the index is: changes when it is built anew."""
     return (path / "index" / "DERIVED.json").stat().st_ino
+
+
+def wait_for_the_clock(directory: Path) -> None:
+    """Until a file touched now is newer than all that are there: the clock of a file system ticks in milliseconds."""
+    latest = max(path.stat().st_ctime_ns for path in directory.iterdir())
+    probe = directory / ".clock"
+    probe.touch()
+    while probe.stat().st_mtime_ns <= latest:
+        probe.touch()
+    probe.unlink()
 
 
 def test_the_index_is_built_once_and_then_used(source: Any, committed: Path) -> None:
@@ -84,9 +95,9 @@ def test_a_copied_cache_is_verified_once_and_its_index_used(
     shutil.copytree(committed / "index", copy / "index")  # the index first: then the parts look newer than it
     for path in committed.glob("*.*"):
         shutil.copy(path, copy / path.name)
+    wait_for_the_clock(copy)
     first, read = built(copy), []
-    real = LabelCache.open.__globals__["open_index"].__globals__["stored_index"].__globals__["_confirm_parts"]
-    monkeypatch.setitem(real.__globals__, "read_bytes", lambda _, part: read.append(part.name))
+    monkeypatch.setattr("label_cache.index.read_bytes", lambda _, part: read.append(part.name))
     LabelCache.open(copy).lookup(source.ids)
     assert sorted(read) == ["train-00000.parquet", "train-00001.parquet", "val-00000.parquet"]
     LabelCache.open(copy).lookup(source.ids)
@@ -169,10 +180,44 @@ def test_a_read_only_cache_is_read_through_a_private_index_and_says_so(
     assert caplog.text == ""
 
 
+def test_a_part_touched_within_the_clock_tick_of_its_check_is_checked_again(
+    source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LabelCache.open(committed).lookup(source.ids)
+    wait_for_the_clock(committed)
+    part = committed / "train-00001.parquet"
+    part.touch()
+    touched, read = part.stat().st_mtime_ns, []
+    monkeypatch.setattr("label_cache.index.read_bytes", lambda _, part: read.append(part.name))
+    monkeypatch.setattr("label_cache.index._time_of", lambda _: touched)
+    LabelCache.open(committed).lookup(source.ids)
+    LabelCache.open(committed).lookup(source.ids)
+    assert read == [part.name] * 2
+    monkeypatch.setattr("label_cache.index._time_of", lambda _: part.stat().st_ctime_ns + 1)
+    LabelCache.open(committed).lookup(source.ids)
+    LabelCache.open(committed).lookup(source.ids)
+    assert read == [part.name] * 3
+
+
+@pytest.mark.parametrize("byte", [-1, -2, -3, -4])
+def test_a_decayed_row_number_is_one_clear_error(source: Any, committed: Path, byte: int) -> None:
+    LabelCache.open(committed).lookup(source.ids)
+    file = committed / "index" / "rows.npy"
+    data = bytearray(file.read_bytes())
+    data[byte] ^= 0x81
+    file.write_bytes(data)
+    cache, expected = LabelCache.open(committed), source.expected()
+    for image_id in source.ids:
+        with contextlib.suppress(CacheError):
+            assert cache.lookup(image_id).labels[0].tolist() == [c for _, c in expected[image_id]]
+    with pytest.raises(CacheError, match=r"the look-up index .* delete .*index, it will be built anew"):
+        cache.lookup(source.ids)
+
+
 def test_check_finds_an_index_that_says_something_else(source: Any, committed: Path) -> None:
     cache = LabelCache.open(committed)
     cache.lookup(source.ids)
-    for name in ("labels", "scores", "sources", "rows", "ids", "keys"):
+    for name in ("labels", "scores", "sources", "rows", "ids", "keys", "offsets"):
         file = committed / "index" / f"{name}.npy"
         data = file.read_bytes()
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

@@ -93,7 +93,7 @@ def test_a_writer_killed_at_any_step_leaves_no_cache_and_is_continued(
         if (path / "manifest.json").exists():
             LabelCache.open(path).lookup(source.ids)
         else:
-            with pytest.raises(CacheError, match="no manifest.json"):
+            with pytest.raises(CacheError, match=r"no manifest\.json"):
                 LabelCache.open(path)
         source.write(path)
         assert files_of(path) == files_of(tmp_path / "whole")

@@ -1,0 +1,102 @@
+"""Segmenter's mask transformer over the kept labels (Strudel et al., "Segmenter", ICCV 2021; He et al. 2022, Sec. 3.3).
+
+Legend: B images, C channels and h w cells of the backbone's map, P = h·w, K all labels, κ kept labels, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kappaseg_core.errors import UserError
+from kappaseg_core.rank_scale import RankScale
+from kappaseg_core.ranking import PADDING_LOGIT, Ranking
+from stage2_segmentation.hosts.transformer import Block
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sizes of the mask transformer; null = as published for the backbone's width."""
+
+    width: int | None = None
+    """null = the backbone's channels"""
+    heads: int | None = None
+    """null = width / 64"""
+    ffn: int | None = None
+    """hidden width of the feed-forward part; null = 4 × width"""
+    depth: int = 2
+    dropout: float = 0.1
+    rank_scale: Literal["shared", "rank", "layer_norm"] = "layer_norm"
+    unbiased: bool = False
+    """layer_norm with the unbiased variance, as in the released ground-truth head"""
+
+
+class Segmenter(nn.Module):
+    """Patch tokens and the embeddings of the kept labels through one transformer; a mask per label by cosine.
+
+    forward: features [B, C, h, w], ranking of B images → rank_logits f32 [B, κ, h, w].
+
+    The κ class embeddings are gathered in rank order; no positions are added, so that rank matters in the rank scale
+    alone. With the complete ranking (κ = K, in order of id) this is the plain Segmenter.
+    """
+
+    def __init__(self, options: Options, *, num_classes: int, in_channels: int, kappa: int) -> None:
+        super().__init__()
+        width = options.width or in_channels
+        heads = options.heads or max(1, width // 64)
+        if width % heads:
+            raise UserError(f"host.options.width = {width}, wanted a multiple of its {heads} heads")
+        if options.depth < 1:
+            raise UserError(f"host.options.depth = {options.depth}, wanted at least 1")
+        ffn = options.ffn or 4 * width
+        self.proj_dec = nn.Linear(in_channels, width)
+        self.cls_emb = nn.Parameter(torch.empty(num_classes, width))
+        self.blocks = nn.ModuleList(Block(width, heads, ffn, options.dropout) for _ in range(options.depth))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.proj_patch = nn.Parameter(torch.randn(width, width) * width**-0.5)
+        self.proj_classes = nn.Parameter(torch.randn(width, width) * width**-0.5)
+        self.rank_scale = RankScale(kappa, options.rank_scale, unbiased=options.unbiased)
+        nn.init.trunc_normal_(self.cls_emb, std=0.02)
+        self.apply(init_linear)
+
+    def forward(self, features: Tensor, ranking: Ranking) -> Tensor:
+        classes = F.embedding(ranking.labels, self.cls_emb)
+        return self.decode(self.read(features), classes, ranking.valid, features.shape[-2:])
+
+    def read(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] → patch tokens [B, P, D], row by row."""
+        tokens: Tensor = self.proj_dec(features.flatten(2).mT)
+        return tokens
+
+    def decode(self, patches: Tensor, classes: Tensor, valid: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Patch tokens [B, P, D], class tokens [B, κ, D] in rank order, valid bool [B, κ] → f32 [B, κ, h, w]."""
+        count = patches.shape[1]
+        tokens, attend = torch.cat([patches, classes], dim=1), None
+        if not bool(valid.all()):
+            attend = F.pad(valid, (count, 0), value=True)
+        for block in self.blocks:
+            tokens = block(tokens, attend)
+        patches, classes = self.decoder_norm(tokens).split([count, classes.shape[1]], dim=1)
+        # paper and release agree: the projections have no bias, and the L2 norms no epsilon worth the name
+        patches = F.normalize((patches @ self.proj_patch).float(), dim=2)
+        classes = F.normalize((classes @ self.proj_classes).float(), dim=2)
+        with torch.autocast(patches.device.type, enabled=False):  # cosines in bf16 are only good to 0.4 %
+            cosine = patches @ classes.mT
+        logits: Tensor = self.rank_scale(cosine, valid[:, None])
+        return logits.masked_fill(~valid[:, None], PADDING_LOGIT).mT.unflatten(2, grid)
+
+
+def init_linear(module: nn.Module) -> None:
+    """As published: linear weights from a truncated normal of deviation 0.02, biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def build(options: Options, *, num_classes: int, in_channels: int, kappa: int) -> Segmenter:
+    """The host for a backbone map of `in_channels` channels."""
+    return Segmenter(options, num_classes=num_classes, in_channels=in_channels, kappa=kappa)

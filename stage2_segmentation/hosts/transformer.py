@@ -1,0 +1,51 @@
+"""The pre-norm transformer block of the mask transformer (parameter names as published)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """x + Attention(LN(x)), then x + MLP(LN(x)). tokens [B, N, D] → [B, N, D].
+
+    attend: bool [B, N], the tokens that may be looked at; None = all of them.
+    """
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads, dropout)
+        self.mlp = FeedForward(width, ffn, dropout)
+
+    def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens), attend)
+        out: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return out
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, attend: Tensor | None) -> Tensor:
+        queries, keys, values = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if attend is None else attend[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        out: Tensor = self.drop(self.proj(found.transpose(1, 2).flatten(2)))
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(tokens)))))
+        return out

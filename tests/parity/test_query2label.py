@@ -1,0 +1,137 @@
+"""Query2Label, the asymmetric losses and the mean average precision against the outputs of the published code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kappaseg_core.metrics import average_precision, mean_average_precision
+from stage1_multilabel.heads import Query2Label, sine_positions
+from stage1_multilabel.losses import AsymmetricLoss
+
+#: Our module → the published one. Where ours begins with a name on the left, theirs begins with the one on the right.
+ENCODER = {"self_attention.attention": "self_attn", "self_attention.norm": "norm1", "ffn.widen": "linear1",
+           "ffn.narrow": "linear2", "ffn.norm": "norm2"}  # fmt: skip
+DECODER = {"self_attention.attention": "self_attn", "self_attention.norm": "norm1",
+           "cross_attention": "multihead_attn", "norm": "norm2", "ffn.widen": "linear1", "ffn.narrow": "linear2",
+           "ffn.norm": "norm3"}  # fmt: skip
+PACKED = ("query", "key", "value")  # rows of the published in_proj
+
+
+def published(name: str, state: dict[str, Tensor]) -> Tensor:
+    """The published weight that our parameter `name` stands for."""
+    whole = {"queries": "query_embed.weight", "weight": "fc.W", "bias": "fc.b"}
+    if name in whole:
+        return state[whole[name]].squeeze(0)
+    module, kind = name.rsplit(".", 1)
+    if module == "project":
+        return state[f"input_proj.{kind}"].flatten(1) if kind == "weight" else state[f"input_proj.{kind}"]
+    if module == "norm":
+        return state[f"transformer.decoder.norm.{kind}"]
+    stack, layer, inner = module.split(".", 2)
+    names = ENCODER if stack == "encoder" else DECODER
+    ours = max((start for start in names if (inner + ".").startswith(start + ".")), key=len)
+    theirs = f"transformer.{stack}.layers.{layer}.{names[ours]}"
+    part = inner.removeprefix(ours).removeprefix(".")
+    if part in PACKED:
+        return state[f"{theirs}.in_proj_{kind}"].chunk(3)[PACKED.index(part)]
+    return state[f"{theirs}.out_proj.{kind}" if part == "out" else f"{theirs}.{kind}"]
+
+
+def layers_of(state: dict[str, Tensor], stack: str) -> int:
+    found = {name.split(".")[3] for name in state if name.startswith(f"transformer.{stack}.layers.")}
+    return len(found)
+
+
+def query2label(state: dict[str, Tensor], heads: int) -> Query2Label:
+    """Our head of the published sizes, holding the published weights."""
+    width, channels = state["input_proj.weight"].shape[:2]
+    keeps_first = "transformer.decoder.layers.0.self_attn.in_proj_weight" in state
+    head = Query2Label(
+        channels,
+        len(state["query_embed.weight"]),
+        width=width,
+        ffn=len(state["transformer.decoder.layers.0.linear1.weight"]),
+        heads=heads,
+        encoder_layers=layers_of(state, "encoder"),
+        decoder_layers=layers_of(state, "decoder"),
+        self_attention="first" if keeps_first else "none",
+        project=True,
+        dropout=0.1,
+        chunk=None,
+    ).eval()
+    head.load_state_dict({name: published(name, state) for name in head.state_dict()})
+    return head
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """To 1e-5 of the largest reference value (elementwise ratios mean nothing where a value is near zero)."""
+    torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+HEADS = ("query2label_default", "query2label_no_self_attention")
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_query2label_gives_the_published_logits(reference: Any, name: str) -> None:
+    stored = reference(name)
+    head = query2label(stored.state, stored.sizes["heads"])
+    with torch.no_grad():
+        assert_close(head(stored.arrays["features"]), stored.arrays["logits"])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_published_weight_has_its_place(reference: Any, name: str) -> None:
+    stored = reference(name)
+    head = query2label(stored.state, stored.sizes["heads"])
+    assert sum(p.numel() for p in head.parameters()) == sum(weight.numel() for weight in stored.state.values())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_positions_are_the_published_ones(reference: Any, name: str) -> None:
+    positions = reference(name).arrays["positions"]
+    channels, height, width = positions.shape[1:]
+    assert_close(sine_positions(height, width, channels), positions[0].flatten(1).mT)
+
+
+def test_labels_scored_in_chunks_give_the_published_logits(reference: Any) -> None:
+    stored = reference("query2label_no_self_attention")
+    head = query2label(stored.state, stored.sizes["heads"])
+    head.chunk = len(head.bias) // 2 + 1
+    with torch.no_grad():
+        assert_close(head(stored.arrays["features"]), stored.arrays["logits"])
+
+
+def check_loss(stored: Any, loss: AsymmetricLoss, *, times: float) -> None:
+    """Value and gradient of `loss`, scaled as the published reduction is."""
+    logits = stored.arrays["logits"].clone().requires_grad_()
+    value = times * loss(logits, stored.arrays["target"])
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert_close(value.detach(), stored.arrays["loss"])
+    assert_close(gradient, stored.arrays["grad"])
+
+
+@pytest.mark.parametrize(("gamma_neg", "gamma_pos", "clip"), [(0, 0, 0.0), (2, 0, 0.0), (4, 1, 0.05)])
+def test_the_loss_is_that_of_rankseg(reference: Any, gamma_neg: int, gamma_pos: int, clip: float) -> None:
+    stored = reference(f"rankseg_asl_gn{gamma_neg}_gp{gamma_pos}_clip{clip}")
+    loss = AsymmetricLoss(gamma_neg, gamma_pos, clip, focus_gradient=True, reduction="mean")
+    check_loss(stored, loss, times=1.0)
+
+
+@pytest.mark.parametrize("name", ["q2l_AsymmetricLoss", "q2l_AsymmetricLossOptimized"])
+def test_the_loss_is_that_of_query2label(reference: Any, name: str) -> None:
+    stored = reference(name)  # gamma_neg 2, gamma_pos 0, clip 0.05; a sum, and 1000 times a mean
+    times = 1000 if name.endswith("Optimized") else stored.arrays["logits"].numel()
+    check_loss(stored, AsymmetricLoss(2, 0, 0.05, focus_gradient=True, reduction="mean"), times=times)
+
+
+def test_the_average_precisions_are_those_of_query2label(reference: Any) -> None:
+    stored = reference("q2l_voc_map")
+    per_class = average_precision(stored.arrays["scores"], stored.arrays["target"] > 0, definition="envelope")
+    assert_close(100 * per_class, stored.arrays["aps"])
+    value, labels = mean_average_precision(per_class)
+    assert labels == stored.arrays["target"].shape[1]
+    assert 100 * value == pytest.approx(float(stored.arrays["mAP"]), rel=1e-5)
