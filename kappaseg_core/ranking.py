@@ -2,8 +2,9 @@
 
 Legend: B images, K all labels, κ kept labels, H W pixels.
 
-This is the whole of label selection (Sec. 3.2, He et al., "RankSeg", ECCV 2022): sort the labels of an image by score,
-keep the first κ, classify pixels among those. Nothing here, and nothing that stands on it, holds a K-sized channel axis.
+This is the whole of label selection (Sec. 3.2, He et al., "RankSeg", ECCV 2022): sort the labels of an image by
+score, keep the first κ, classify pixels among those. Nothing here, and nothing that stands on it, holds a K-sized
+channel axis.
 """
 
 from __future__ import annotations

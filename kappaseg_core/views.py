@@ -61,6 +61,7 @@ def training_bank(
         "format": 1,
         "target": target,
         "data": scenes.fingerprint(),
+        "order": fingerprint(scenes.image_ids),  # which the data's fingerprint leaves open, and rows follow it
         "classes": list(scenes.class_names),
         "augment": to_plain(config.augment),
         "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),

@@ -15,9 +15,9 @@ page checksums, so a damaged part gives no index.
 When an index is trusted. DERIVED.json must name the sha256 of the manifest as it is now (a few µs), and every part must
 have the size that the manifest says and must not have been touched since the index was begun (one `stat` per part,
 about 2 µs); its modification time records that moment. Parts touched later, copied ones for example, are compared with
-the sha256 in the manifest once (1 to 2 GB/s), and the moment moves on; once more where the next opening falls into the
-same tick of the file system's clock (some milliseconds) as the edit. So no edit of a part goes unnoticed. What decays on
-a disk by itself is found by `quality.check`.
+the sha256 in the manifest once (1 to 2 GB/s), and the moment moves on; once more where that opening came within the
+same tick of the file system's clock as the edit (milliseconds). So no edit of a part goes unnoticed. What decays on a
+disk by itself is found by `quality.check`.
 """
 
 from __future__ import annotations

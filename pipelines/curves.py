@@ -32,7 +32,7 @@ MARKED_POINTS = 16
 
 @dataclass(frozen=True)
 class Curve:
-    """One diagram. series: name → (x values, y values), of equal length; NaN leaves a gap."""
+    """One diagram. series: name → (x values, y values), of equal length; NaN leaves a gap. note: a line below it."""
 
     title: str
     x_label: str
@@ -40,6 +40,7 @@ class Curve:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     y_range: tuple[float, float] | None = None
     x_scale: Literal["linear", "log"] = "linear"
+    note: str = ""
 
 
 def curve_svg(curve: Curve) -> str:
@@ -50,10 +51,22 @@ def curve_svg(curve: Curve) -> str:
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
         figure.patch.set_alpha(0)
         draw_axes(figure.add_subplot(), curve)
-        figure.legend(loc="outside lower left", ncols=3, frameon=False, labelcolor=TEXT_COLOUR, handlelength=2.6)
+        figure.legend(
+            loc="outside lower left",
+            ncols=legend_columns(curve),
+            frameon=False,
+            labelcolor=TEXT_COLOUR,
+            handlelength=2.6,
+        )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return inline(buffer.getvalue(), in_words(curve))
+
+
+def legend_columns(curve: Curve) -> int:
+    """As many names in a line as its width holds (about 60 letters, 8 of them taken by each line sample)."""
+    widest = max((len(name) for name in curve.series), default=0) + 8
+    return max(1, min(len(curve.series), 60 // widest))
 
 
 def draw_axes(axes: Axes, curve: Curve) -> None:

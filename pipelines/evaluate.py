@@ -70,18 +70,19 @@ def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluat
     here = place(config.loop)
     scenes = open_test_scenes(config, class_names)
     source = source_for(config, scenes, at_test=True)
+    kappa = config.source.kept(len(class_names), at_test=True)
     result = evaluate_model(model.to(here.device), scenes, source, config.inference, here)
     record = {
         "run": run.name,
         "source": {"train": training.source.train, "test": config.source.at_test},
-        "kappa": config.source.kappa_at_test,
+        "kappa": kappa,
         "inference": to_plain(config.inference),
         "split": config.data.val,
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_mib": memory_mib(),
         **asdict(result),
     }
-    write_text(run / evaluation_name(config, training), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(run / evaluation_name(config, training, kappa), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
 
 

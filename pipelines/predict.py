@@ -89,12 +89,13 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
         raise UserError(f"classifier {ranker.run} knows other classes than the run; give the one it was trained with")
     network = ranker.load(here.device)
     images = EvalImages(ranker.config.augment.image_size, network.backbone.mean, network.backbone.std)
-    say(f"ranking with {ranker.run}, κ = {config.source.kappa_at_test}")
+    kappa = config.source.kept(len(class_names), at_test=True)
+    say(f"ranking with {ranker.run}, κ = {kappa}")
 
     def rank(picture: NDArray[Any]) -> Ranking:
         with torch.inference_mode():
             logits = network(images(picture)[None].to(here.device))
-        return top_kappa(label_scores(logits).cpu(), config.source.kappa_at_test)
+        return top_kappa(label_scores(logits).cpu(), kappa)
 
     return rank
 

@@ -81,15 +81,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows, top to bottom. class_names: the K names that the examples' ids mean."""
+    """What the page shows, top to bottom. headline, findings: the result, before anything else.
+
+    class_names: the K names that the examples' ids mean.
+    """
 
     title: str
     intro: tuple[str, ...] = ()
+    headline: Table | None = None
+    findings: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
     curves: tuple[Curve, ...] = ()
     tables: tuple[Table, ...] = ()
     steps: tuple[Step, ...] = ()
     class_names: tuple[str, ...] = ()
+    footer: str = ""
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
 
+FEW = 25  # κ where none is given: the published value for the smallest of the paper's vocabularies
+
 
 @dataclass(frozen=True)
 class HostConfig:
@@ -25,11 +27,11 @@ class SourceConfig:
     train: str = "cache"
     """module of stage2_segmentation.sources used in training: cache, oracle (ground truth), complete (all K labels)"""
     test: str | None = None
-    """the same for evaluation; null = as in training. `train: complete, test: oracle` is the paper's "GT (eval only)"."""
-    kappa: int = 50
-    """labels kept per image in training"""
+    """the same for evaluation; null = as in training. `complete` and then `oracle` is the paper's "GT (eval only)"."""
+    kappa: int | None = 50
+    """labels kept per image in training; null = 25, or all where there are fewer"""
     test_kappa: int | None = None
-    """labels kept in evaluation; null = kappa"""
+    """labels kept in evaluation; null = as in training"""
     missed: Literal["ignore", "force"] = "ignore"
     """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published);
     force: their labels take the last ranks (ours)"""
@@ -40,9 +42,10 @@ class SourceConfig:
     def at_test(self) -> str:
         return self.test or self.train
 
-    @property
-    def kappa_at_test(self) -> int:
-        return self.test_kappa or self.kappa
+    def kept(self, num_classes: int, *, at_test: bool = False) -> int:
+        """κ for a vocabulary of that size."""
+        wanted = self.test_kappa or self.kappa if at_test else self.kappa
+        return min(FEW, num_classes) if wanted is None else wanted
 
     def __post_init__(self) -> None:
         for name in ("kappa", "test_kappa"):

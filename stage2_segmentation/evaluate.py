@@ -32,9 +32,10 @@ from stage2_segmentation.sources import Source
 class Evaluation:
     """What a network does on a split. Shares in 0..1.
 
-    mIoU: mean over classes with a pixel in the truth or the prediction (as mmsegmentation); mIoU_in_truth: over those in
-    the truth.   class_coverage: mean share of a class's pixels whose label the ranking kept; mIoU ≤ class_coverage always.   pixel_coverage bounds pixel_accuracy likewise.
-    zero_iou_share: share of the classes in the truth that are never right.   absent: classes without a pixel in the truth.
+    mIoU: mean over classes with a pixel in the truth or the prediction (as mmsegmentation); mIoU_in_truth: over those
+    in the truth.   class_coverage: mean share of a class's pixels whose label the ranking kept; mIoU ≤ class_coverage
+    always.   pixel_coverage: share of all pixels, which bounds pixel_accuracy likewise.   zero_iou_share: share of the
+    classes in the truth that are never right.   absent: classes without a pixel in the truth.
     """
 
     images: int
@@ -81,7 +82,7 @@ def open_test_scenes(config: Stage2Config, class_names: tuple[str, ...]) -> Scen
 def evaluate_model(
     model: SegmentationModel, scenes: SceneSet, source: Source, inference: InferenceConfig, here: Placement
 ) -> Evaluation:
-    """Segment every image of the split with the source's ranking and compare with the truth, workers sharing the images."""
+    """Segment the split's images with the source's rankings and compare with the truth; workers share the images."""
     names = scenes.class_names
     confusion, coverage, kappas = ConfusionSums(len(names)), CoverageSums(len(names), [len(names)]), torch.zeros(1)
     mine = range(here.worker, len(scenes), here.world)
@@ -123,13 +124,11 @@ def segment_image(
         return label_map(model, image, ranking.to(here.device), plan, size=tuple(size)).cpu()
 
 
-def evaluation_name(config: Stage2Config, training: Stage2Config) -> str:
+def evaluation_name(config: Stage2Config, training: Stage2Config, kappa: int) -> str:
     """File name of an evaluation: what differs from the run's own settings is part of it."""
-    words = (
-        [config.source.at_test, f"kappa{config.source.kappa_at_test}"]
-        if config.source.at_test == "cache"
-        else [config.source.at_test]
-    )
+    words = [config.source.at_test]
+    if config.source.at_test == "cache":
+        words.append(f"kappa{kappa}")
     inference: dict[str, Any] = asdict(config.inference)
     words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
     words += [config.data.val] if config.data.val != training.data.val else []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking, to_label_space
 from stage2_segmentation.pixels import to_pixels
 
@@ -35,6 +36,7 @@ class InferencePlan:
     """How the network is applied. window, stride: pixels, for mode "slide".
 
     scales: factors on the given image.   flip: each scale also mirrored, left to right.
+    Raises UserError for windows that leave gaps.
     """
 
     mode: Literal["whole", "slide"] = "whole"
@@ -42,6 +44,12 @@ class InferencePlan:
     stride: int = 512
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode == "slide" and not 1 <= self.stride <= self.window:
+            raise UserError(
+                f"inference.stride = {self.stride}, wanted 1 to {self.window} (inference.window): windows must not leave gaps"
+            )
 
 
 def label_map(

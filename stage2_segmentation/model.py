@@ -56,4 +56,4 @@ def build_model(config: dict[str, Any], class_names: tuple[str, ...]) -> Segment
 
 def scale_length(config: Stage2Config, num_classes: int) -> int:
     """Ranks that the rank scale has parameters for."""
-    return ranks_of(config.source.train, config.source.kappa, num_classes)
+    return ranks_of(config.source.train, config.source.kept(num_classes), num_classes)

@@ -75,7 +75,7 @@ def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Sour
     """The ranking source of training or of evaluation, for one split."""
     wanted = config.source
     inputs = SourceInputs(
-        kappa=wanted.kappa_at_test if at_test else wanted.kappa,
+        kappa=wanted.kept(len(scenes.class_names), at_test=at_test),
         class_names=scenes.class_names,
         splits={scenes.split: scenes.fingerprint()},
         cache=Path(wanted.cache or Path(config.out) / "labels"),

@@ -1,9 +1,118 @@
-"""Backbones (placeholder until the real module lands)."""
+"""Backbones: images → one feature map. A new family is one new module here with `build`.
 
+    build(config, *, image_size) -> nn.Module      the network, not yet frozen
+
+What it gives needs `channels`, `stride`, `mean` and `std`, and maps f32 [B, 3, H, W] to [B, channels, ceil(H/stride),
+ceil(W/stride)]. A network that takes only certain sizes also has `unit`: it is then given multiples of it.
+"""
+
+from __future__ import annotations
+
+import difflib
 import importlib
-from torch import nn
-Backbone = nn.Module
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kappaseg_core.config import BackboneConfig
+from kappaseg_core.errors import UserError
+
+RGB = tuple[float, float, float]
 
 
-def build_backbone(config, *, image_size=None):
-    return importlib.import_module(f"{__name__}.{config.kind}").build(config, image_size=image_size)
+class Backbone(nn.Module):
+    """Images f32 [B, 3, H, W], normalised with `mean` and `std` → [B, channels, ceil(H/stride), ceil(W/stride)].
+
+    H and W are free: where the network needs multiples of `unit`, the image is padded at the right and at the bottom
+    with 0 (the mean colour), and the map is cropped again. The map is f32, or autocast's type under autocast.
+    mean, std: RGB in [0, 1] units.   frozen: nothing changes, batch-norm statistics included, and no gradient passes.
+    """
+
+    channels: int
+    stride: int
+    mean: RGB
+    std: RGB
+    frozen: bool
+
+    def __init__(
+        self, network: nn.Module, *, mean: RGB | None = None, std: RGB | None = None, frozen: bool = False
+    ) -> None:
+        """mean, std: others than those of the network's published weights."""
+        super().__init__()
+        self.network: nn.Module = network
+        self.channels, self.stride = _whole(network, "channels"), _whole(network, "stride")
+        self.unit = _whole(network, "unit") if hasattr(network, "unit") else 1
+        self.mean, self.std = mean or _rgb(network, "mean"), std or _rgb(network, "std")
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.frozen:
+            return self.maps(images)
+        with torch.no_grad():
+            return self.maps(images)
+
+    def maps(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        below, right = -height % self.unit, -width % self.unit
+        if below or right:
+            images = F.pad(images, (0, right, 0, below))
+        features: Tensor = self.network(images)
+        return features[..., : -(-height // self.stride), : -(-width // self.stride)]
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen backbone stays in evaluation mode, whatever is asked of the model around it."""
+        super().train(mode and not self.frozen)
+        return self
+
+
+def build_backbone(config: BackboneConfig, *, image_size: int | None = None) -> Backbone:
+    """The configured backbone, with its weight file loaded where one is named.
+
+    image_size: side in pixels of the images it will mostly see; position tables and windows are made to fit it.
+    Raises UserError for an unknown kind, name, level or option, and for a weight file that does not fit.
+    """
+    network = _module(config.kind).build(config, image_size=image_size)
+    return Backbone(network, mean=config.mean, std=config.std, frozen=config.is_frozen)
+
+
+def backbone_kinds() -> tuple[str, ...]:
+    """The values that backbone.kind may have: the modules of this package that define `build`, none imported."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if _defines_build(name)))
+
+
+def _module(kind: str) -> ModuleType:
+    kinds = backbone_kinds()
+    if kind not in kinds:
+        close = difflib.get_close_matches(kind, kinds, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"backbone.kind = {kind!r} is unknown; {hint}there are: {', '.join(kinds)}")
+    return importlib.import_module(f"{__name__}.{kind}")
+
+
+def _defines_build(name: str) -> bool:
+    spec = importlib.util.find_spec(f"{__name__}.{name}")
+    if spec is None or spec.origin is None:
+        return False
+    return "\ndef build(" in Path(spec.origin).read_text("utf-8")
+
+
+def _whole(network: nn.Module, name: str) -> int:
+    value = getattr(network, name)
+    if not isinstance(value, int) or value < 1:
+        raise TypeError(f"{type(network).__name__}.{name} = {value!r}, wanted a positive whole number")
+    return value
+
+
+def _rgb(network: nn.Module, name: str) -> RGB:
+    red, green, blue = (float(value) for value in getattr(network, name))
+    return red, green, blue

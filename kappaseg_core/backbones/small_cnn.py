@@ -1,5 +1,5 @@
-"""A small convolutional network without pretrained weights: for synthetic scenes, tests, and as an example of a backbone
-that is one file. `name` is its width in channels, for example "96".
+"""A small convolutional network without pretrained weights: for synthetic scenes, tests, and as an example of a
+backbone that is one file. `name` is its width in channels, for example "96".
 """
 
 from __future__ import annotations

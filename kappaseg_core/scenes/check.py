@@ -133,8 +133,8 @@ def _read(scenes: SceneSet, index: int) -> _Facts | list[UserError]:
 
 def _facts(scene: Scene) -> _Facts:
     labels = np.unique(scene.mask)
-    picture = hashlib.blake2b(scene.image, digest_size=16, key=str(scene.image.shape).encode()).digest()
-    return _Facts(labels[labels >= 0], int((scene.mask < 0).sum()), scene.mask.size, picture)
+    picture = hashlib.blake2b(np.ascontiguousarray(scene.image), digest_size=16, key=str(scene.image.shape).encode())
+    return _Facts(labels[labels >= 0], int((scene.mask < 0).sum()), scene.mask.size, picture.digest())
 
 
 def _split_check(scenes: SceneSet, facts: _Read) -> SplitCheck:

@@ -39,6 +39,8 @@ from kappaseg_core.structures import Scene
 
 __all__ = ["Options", "PackedScenes", "open_scenes", "pack"]
 
+_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises
+
 
 @dataclass(frozen=True)
 class Options:
@@ -57,7 +59,7 @@ def split_names(root: str, options: Options) -> tuple[str, ...]:
     try:
         with file:
             return tuple(file["split"])
-    except (OSError, KeyError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from None
 
 
@@ -72,7 +74,7 @@ class PackedScenes:
         try:
             with file:
                 self._read_tables(file)
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise _damaged(path, error) from None
 
     def _read_tables(self, file: h5py.File) -> None:
@@ -129,7 +131,7 @@ class PackedScenes:
         try:
             stored = self._datasets()[name].id.read_direct_chunk((int(self._rows[index]), 0))[1]
             data = zlib.decompressobj().decompress(stored, size)
-        except (OSError, RuntimeError, ValueError, zlib.error) as error:
+        except (*_UNREADABLE, zlib.error) as error:
             raise _damaged(self.path, error, f"{name} of sample {self.image_ids[index]}") from None
         if len(data) != size or zlib.crc32(data) != crc:
             raise _damaged(self.path, "wrong checksum", f"{name} of sample {self.image_ids[index]}")
@@ -153,7 +155,7 @@ def _open(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
         found = file.attrs.get("format"), file.attrs.get("version")
-    except (OSError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if found == (FORMAT, VERSION):
         return file

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
+import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -75,12 +75,46 @@ def _write(
     places: dict[str, _Place],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    try:
-        with h5py.File(path, "w", libver=("v110", "v110")) as file:
+    with _Sink(path) as sink:
+        with h5py.File(sink, "w", libver=("v110", "v110")) as file:
             _write_head(file, folders, list(places))
-            _write_samples(file, places, progress)
-    except OSError as error:
-        raise _with_number(error) from None
+            for done in _write_samples(file, places):
+                sink.check()
+                if progress:
+                    progress(done, len(places))
+        sink.check()
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first write error to itself: HDF5 crashes where it cannot write what it has to on closing.
+
+    Nothing is written after an error; `check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """All of `data` (a plain file may write less at the end of a disk)."""
+        left = memoryview(data)
+        try:
+            while left and not self.error:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self.tell() if self.error else super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return self.tell()
+
+    def check(self) -> None:
+        if self.error:
+            raise self.error
 
 
 def _write_head(file: h5py.File, folders: list[FolderScenes], image_ids: list[str]) -> None:
@@ -95,8 +129,11 @@ def _write_head(file: h5py.File, folders: list[FolderScenes], image_ids: list[st
     file.attrs["ignore"] = 255 if len(class_names) <= UINT8_CLASSES else 65535
 
 
-def _write_samples(file: h5py.File, places: dict[str, _Place], progress: Callable[[int, int], None] | None) -> None:
-    """Photos, label maps and the tables about them; the attributes that make the file a finished one come last."""
+def _write_samples(file: h5py.File, places: dict[str, _Place]) -> Iterator[int]:
+    """Photos, label maps and the tables about them, giving the number of samples written after each.
+
+    The attributes that make the file a finished one come last.
+    """
     ignore, total = int(file.attrs["ignore"]), len(places)
     shapes = np.array([scenes.mask_shape(index) for scenes, index in places.values()], np.uint32)
     sizes = np.array([scenes.image_path(index).stat().st_size for scenes, index in places.values()], np.uint32)
@@ -112,8 +149,7 @@ def _write_samples(file: h5py.File, places: dict[str, _Place], progress: Callabl
         mask.id.write_direct_chunk((number, 0), _deflated(labels, mask.chunks[1] * mask.dtype.itemsize))
         crcs[:, number] = zlib.crc32(data), zlib.crc32(labels)
         hashes[number] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-        if progress:
-            progress(number + 1, total)
+        yield number + 1
     tables = {"image_size": sizes, "mask_shape": shapes, "image_crc32": crcs[0], "mask_crc32": crcs[1]}
     for name, values in {**tables, "image_sha256": hashes}.items():
         _write_table(file, name, values)
@@ -162,12 +198,3 @@ def _stored(data: bytes, length: int) -> bytes:
 
 def _deflated(data: bytes, length: int) -> bytes:
     return zlib.compress(data.ljust(length, b"\0"), LEVEL)
-
-
-def _with_number(error: OSError) -> OSError:
-    """The error with the system's number that h5py only writes into its text: a full disk is to be named as one."""
-    found = re.search(r"errno = (\d+)", str(error))
-    if error.errno is not None or not found:
-        return error
-    number = int(found[1])
-    return OSError(number, os.strerror(number))

@@ -28,10 +28,14 @@ def build_host(
     kappa: ranks seen in training (the length of its rank scale).   options: its settings, by name.
     Raises UserError for an unknown kind or option.
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_HOSTS)
-    if kind not in known:
-        raise UserError(f"host.kind {kind!r} is not known; wanted one of {', '.join(known)}")
+    if kind not in host_kinds():
+        raise UserError(f"host.kind {kind!r} is not known; wanted one of {', '.join(host_kinds())}")
     module = importlib.import_module(f"{__name__}.{kind}")
     settings = build(module.Options, options or {}, source="host.options", path="host.options")
     host: nn.Module = module.build(settings, num_classes=num_classes, in_channels=in_channels, kappa=kappa)
     return host
+
+
+def host_kinds() -> tuple[str, ...]:
+    """The values that host.kind may have."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_HOSTS))

@@ -26,3 +26,8 @@ def load_mask_transformer(host: Segmenter, state: dict[str, Tensor], *, first_bl
         ours[name] = value[0] if name == "cls_emb" else value
     wanted = host.state_dict().keys()
     host.load_state_dict({name: value for name, value in ours.items() if name in wanted})
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights below a prefix, under their names without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

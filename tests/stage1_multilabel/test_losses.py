@@ -87,9 +87,11 @@ def test_logits_of_60_on_the_right_side_cost_nothing_and_are_left_alone(
     assert gradient.isfinite().all() and gradient.float().abs().max() < 1e-9
 
 
-def test_with_clip_surely_wrong_labels_stay_finite_and_are_still_pushed_down() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_clip_surely_wrong_labels_stay_finite_and_are_still_pushed_down(dtype: torch.dtype) -> None:
     for logit in (5.0, 20.0, 60.0):
-        value, gradient = value_and_gradient(asymmetric(4, 1, 0.05), torch.tensor([[logit]]), torch.zeros(1, 1))
+        logits = torch.tensor([[logit]], dtype=dtype)
+        value, gradient = value_and_gradient(asymmetric(4, 1, 0.05), logits, torch.zeros(1, 1))
         assert 0 < value.item() < -math.log(0.05)
         assert gradient.item() > 0
 

@@ -1,0 +1,219 @@
+"""Any network of timm that keeps a map: convolutional ones, plain ViT, Swin and most others. `name` is timm's name.
+
+Two passes without numbers (meta tensors) at a small odd size find out what timm does not state in one way for all
+families: channels, layout, the sizes a network takes, and the parameters that its map does not depend on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model, list_models, model_entrypoint
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kappaseg_core.backbones.positions import Interpolation, Positions
+from kappaseg_core.backbones.weight_files import load_weight_file, one_line
+from kappaseg_core.config import BackboneConfig
+from kappaseg_core.errors import UserError
+
+#: options that are decided here: the others would fetch weights, keep the classifier or change what comes out
+RESERVED = ("pretrained", "pretrained_cfg", "checkpoint_path", "num_classes", "in_chans", "features_only", "cache_dir")
+ODD_SIZE = (97, 131)  # every level of 97 is odd, so a layer that rounds down shows
+
+
+class TimmNetwork(nn.Module):
+    """Images f32 [B, 3, H, W], H and W multiples of `unit` → [B, channels, H/stride, W/stride], rounded up.
+
+    stage: index of the intermediate map; None = the final one, which for MobileNet and EfficientNet includes the last
+    1×1 convolution (1280 channels) that their last stage lacks.
+    """
+
+    def __init__(self, model: nn.Module, stage: int | None) -> None:
+        super().__init__()
+        self.model, self.stage = model, stage
+        features: Any = model.feature_info
+        published: Any = model.pretrained_cfg
+        self.stride = int(features[-1 if stage is None else stage]["reduction"])
+        self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
+        self.channels = self.unit = 0  # found by `measure`
+
+    def forward(self, images: Tensor) -> Tensor:
+        model: Any = self.model
+        if self.stage is not None:
+            # norm: the last map of a ViT or Swin is then the final one, after its last norm
+            maps = model.forward_intermediates(
+                images, indices=[self.stage], norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
+            last: Tensor = maps[-1]
+            return last
+        features: Tensor = model.forward_features(images)
+        if features.ndim == 3:
+            cells = features[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
+            return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride))
+        return features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features
+
+
+def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwork:
+    """The named network without classifier; layers behind `level` are left out.
+
+    options: keyword arguments of timm's constructor, and for plain ViT `position_interpolation` (bicubic, bilinear).
+    image_size: the network is made for it where that is larger than the size of its published weights, so that no
+    position table loses detail and no window gets smaller; options.img_size overrules.
+    """
+    options = dict(config.options)
+    interpolation = take_interpolation(options)
+    model = create(config.name, options, image_size)
+    if is_plain_vit(model):
+        model._pos_embed = Positions(model, interpolation or "bicubic")
+    elif interpolation is not None:
+        raise UserError(
+            f"backbone.options.position_interpolation is for plain ViTs; {config.name} is none, leave it out"
+        )
+    stage = find_stage(model, config)
+    if config.weights is not None:
+        load(model, config, interpolation or "bicubic")
+    if stage is not None:
+        model.prune_intermediate_layers([stage], prune_norm=False, prune_head=True)
+    network = TimmNetwork(model, stage)
+    measure(network, config.name)
+    return network
+
+
+def take_interpolation(options: dict[str, Any]) -> Interpolation | None:
+    """Remove position_interpolation from the options. Raises UserError for other values and for reserved options."""
+    for key in RESERVED:
+        if key in options:
+            raise UserError(f"backbone.options.{key} is set here; leave it out (weights come from backbone.weights)")
+    value: Interpolation | None = options.pop("position_interpolation", None)
+    if value is not None and value not in get_args(Interpolation):
+        wanted = " or ".join(get_args(Interpolation))
+        raise UserError(f"backbone.options.position_interpolation = {value!r}, wanted {wanted}")
+    return value
+
+
+def create(name: str, options: Mapping[str, Any], image_size: int | None) -> Any:
+    """The model with random weights, told to take images of any size where it can be told. Raises UserError."""
+    if not is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], list_models(), 3)
+        hint = f"near are {', '.join(close)}" if close else "timm.list_models() lists them"
+        raise UserError(f"backbone.name = {name!r} is no model of timm; {hint}")
+    try:
+        published = get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part behind the dot
+        raise UserError(
+            f"backbone.name = {name!r}: {one_line(error)} give a published one, or the name alone"
+        ) from None
+    size: dict[str, Any] = {}
+    if image_size is not None and published is not None and image_size > published.input_size[-1]:
+        size = {"img_size": image_size}
+    model = create_for_any_size(name, options, size)
+    patch = patch_size(model)
+    if "img_size" in size and size["img_size"] % patch:
+        model = create_for_any_size(name, options, {"img_size": up_to_multiple(size["img_size"], patch)})
+    return model
+
+
+def create_for_any_size(name: str, options: Mapping[str, Any], size: Mapping[str, Any]) -> Any:
+    """timm's constructors differ in what they call it; one that knows no word for it is asked without."""
+    for extra in ({**size, "dynamic_img_size": True}, {**size, "strict_img_size": False}, size, {}):
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, **{**extra, **options})
+        except TypeError as error:
+            added = set(extra) - set(options)
+            if "unexpected keyword" not in str(error) or not added.intersection(re.findall(r"'(\w+)'", str(error))):
+                raise UserError(f"backbone.options do not fit {name}: {one_line(error)}") from None
+        except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"backbone.name = {name} with options {dict(options)}: {one_line(error)}") from None
+    raise AssertionError("unreachable: the last attempt adds no keyword of its own")
+
+
+def is_plain_vit(model: Any) -> bool:
+    """Whether the model adds a position table to a grid of any size, the way that `Positions` does it."""
+    return isinstance(model, VisionTransformer) and model.pos_embed is not None and bool(model.dynamic_img_size)
+
+
+def patch_size(model: Any) -> int:
+    """Side of the patches in pixels; 1 where there are none."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return max(patch) if isinstance(patch, tuple) else int(patch)
+
+
+def up_to_multiple(size: int, patch: int) -> int:
+    return -(-size // patch) * patch
+
+
+def find_stage(model: Any, config: BackboneConfig) -> int | None:
+    """Index of the last intermediate map with the stride `level`; None for the final map (level 0)."""
+    if config.level == 0:
+        return None
+    strides = [int(info["reduction"]) for info in model.feature_info]
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"backbone.level = {config.level}: {config.name} gives only its final map; set level 0")
+    if config.level not in strides:
+        there = ", ".join(map(str, sorted(set(strides))))
+        raise UserError(f"backbone.level = {config.level}: {config.name} has maps at strides {there} (0 = final map)")
+    return len(strides) - 1 - strides[::-1].index(config.level)
+
+
+def load(model: Any, config: BackboneConfig, interpolation: Interpolation) -> None:
+    """Fill the model from config.weights; position tables of another size are resized. Raises UserError."""
+    module = sys.modules[model_entrypoint(config.name).__module__]
+    rename = getattr(module, "checkpoint_filter_fn", None)
+    wishes = {"model": model, "interpolation": interpolation, "antialias": False}
+    known = signature(rename).parameters if rename else {}
+    convert = partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    load_weight_file(
+        model, Path(config.weights or ""), name=config.name, convert=convert, spare=(*heads, "fc_norm", "pre_logits")
+    )
+
+
+def measure(network: TimmNetwork, name: str) -> None:
+    """Set channels and unit; exclude from training what the map does not depend on. Raises UserError.
+
+    A parameter without gradient would stop distributed training, which waits for the gradients of all.
+    """
+    problem = ""
+    for unit in sorted({1, patch_size(network.model), network.stride, 32}):
+        height, width = (up_to_multiple(side, unit) for side in ODD_SIZE)
+        try:
+            shape, unused = dry_run(network, height, width)
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            problem = one_line(error)
+            continue
+        wanted = (-(-height // network.stride), -(-width // network.stride))
+        if shape[2:] == wanted:
+            network.channels, network.unit = shape[1], unit
+            for parameter in unused:
+                parameter.requires_grad_(False)
+            return
+        problem = f"a {height}x{width} image gives a map {shape}, wanted {wanted} cells"
+    raise UserError(
+        f"backbone.name = {name} cannot give a map for images of any size ({problem}); choose another model"
+    )
+
+
+def dry_run(network: TimmNetwork, height: int, width: int) -> tuple[tuple[int, ...], list[nn.Parameter]]:
+    """Shape of the map for two images, and the parameters that it does not depend on; computes no numbers."""
+    parameters = dict(network.named_parameters())
+    empty = {key: torch.empty_like(value, device="meta", requires_grad=True) for key, value in parameters.items()}
+    buffers = {key: value.to("meta") for key, value in network.named_buffers()}
+    network.eval()
+    with torch.enable_grad():
+        maps: Tensor = functional_call(network, {**empty, **buffers}, torch.empty(2, 3, height, width, device="meta"))
+        gradients = torch.autograd.grad(maps.sum(), list(empty.values()), allow_unused=True)
+    network.train()
+    unused = [p for p, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None]
+    return tuple(maps.shape), unused
