@@ -163,7 +163,7 @@ def open_run(
 def start_run(
     folder: Path, *, model: str, config: Any, scenes: Sequence[SceneSet], here: Placement, **inputs: str
 ) -> RunDirectory:
-    """`open_run` for a training run: made by the first worker, tied to the images and the weight file it starts from."""
+    """`open_run` for a training run: made by the first worker, tied to its images and the weight file."""
     prints = {scene_set.split: scene_set.fingerprint() for scene_set in scenes}
     if config.backbone.weights:
         prints["weights"] = file_sha256(Path(config.backbone.weights))

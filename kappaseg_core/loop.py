@@ -33,7 +33,8 @@ class Task(Protocol):
     forward(batch) → (loss, numbers): a scalar, and detached scalars to log (means over the batch).
     """
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -105,9 +106,8 @@ class Trainer:
         if place.is_first:
             for group in self.optimizer.param_groups:
                 count = sum(p.numel() for p in group["params"])
-                run.log(
-                    f"{group['name']}: {count:,} parameters, lr × {group['lr_factor']:g}, decay {group['weight_decay']:g}"
-                )
+                factor, decay = group["lr_factor"], group["weight_decay"]
+                run.log(f"{group['name']}: {count:,} parameters, lr × {factor:g}, decay {decay:g}")
 
     @property
     def result(self) -> nn.Module:
@@ -252,9 +252,11 @@ class Trainer:
             load_weights(network, self.run.path / "best.safetensors")
         spent = self.spent()
         parameters = sum(p.numel() for p in network.parameters())
+        stopping_early = self.loop.patience is not None
         summary = Summary(
-            run=str(self.run.path), steps=self.step, seconds=round(spent["seconds"], 2), peak_memory_mib=spent["memory"],
-            metrics=self.numbers["evaluation"], best_step=self.numbers["best_step"] if self.loop.patience is not None else self.step,
+            run=str(self.run.path), steps=self.step, seconds=round(spent["seconds"], 2),
+            peak_memory_mib=spent["memory"], metrics=self.numbers["evaluation"],
+            best_step=self.numbers["best_step"] if stopping_early else self.step,
             parameters=parameters, trained_parameters=sum(p.numel() for p in self.trained),
         )  # fmt: skip
         if self.place.is_first:

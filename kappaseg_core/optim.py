@@ -49,7 +49,8 @@ def rate(optim: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of step 0..steps-1 as a share of the peak.
 
     one_cycle: torch's OneCycleLR with its defaults (start 1/25 of the peak, cosine up over `warmup`, cosine down to
-    1/10,000 of the start). poly: (1 - step/steps)^power with a floor, per step. cosine: linear warm-up, cosine to the floor.
+    1/10,000 of the start). poly: (1 - step/steps)^power with a floor, per step. cosine: linear warm-up, cosine to the
+    floor.
     """
     floor = optim.min_lr / optim.lr if optim.lr else 0.0
     if optim.schedule == "one_cycle":

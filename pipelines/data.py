@@ -26,7 +26,7 @@ def check_data(data: DataConfig, splits: Sequence[str] | None) -> int:
     ids, images that splits other than training and validation share.
     """
     found = check_scenes(data, splits)
-    where = data.root or data.kind
+    where = f"{data.kind} {data.root}"
     if found.splits:
         columns = ["split", "images", "flawed", "mean labels", "p99 labels", "% ignored", "absent classes"]
         show_table(where, columns, [_row(check) for check in found.splits])

@@ -30,7 +30,7 @@ EVALUATION_SETTINGS = ("data", "source", "inference", "loop")
 
 
 def find_runs(what: str | None, out: str | None) -> list[Path]:
-    """The stage-two runs that are meant: a run directory, all complete ones of an output folder, or that of a CONFIG."""
+    """The stage-two runs meant: a run directory, all complete ones of an output folder, or that of a CONFIG."""
     if what is None and out is None:
         raise UserError("evaluate needs a run directory, an output folder, or --out; for example kappaseg evaluate OUT")
     if what is not None and what.endswith((".yaml", ".yml")):

@@ -19,7 +19,9 @@ def print_labels(path: Path, image_ids: Sequence[str], kappa: int, *, as_json: b
     rows = [
         {"image_id": image_id, "rank": rank, "id": int(label), "name": cache.class_names[label],
          "score": round(float(score), 5), "source": str(source)}
-        for image_id, labels, scores, source in zip(found.image_ids, found.labels, found.scores, found.source, strict=True)
+        for image_id, labels, scores, source in zip(
+            found.image_ids, found.labels, found.scores, found.source, strict=True
+        )
         for rank, (label, score) in enumerate(zip(labels, scores, strict=True), 1)
     ]  # fmt: skip
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,35 @@ def predict_images(
     model, training, class_names = load_segmentation(run)
     config = changed(training, settings)
     here = place(config.loop)
+    names = named_apart(images)
     pictures = [read_photo(path) for path in images]
     rank = live_ranking(config, class_names, classifier, here)
     with writing(to):
         to.mkdir(parents=True, exist_ok=True)
     rows = []
     with Meter("segmenting", len(images), unit="image") as meter:
-        for path, picture in zip(images, pictures, strict=True):
+        for path, name, picture in zip(images, names, pictures, strict=True):
             ranking = rank(picture)
             found = segment_image(
                 model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here
             ).numpy()
             drawn = overlay(picture, found, class_names)
-            write_atomic(to / f"{path.stem}.png", lambda target, drawn=drawn: drawn.save(target, "PNG"))
-            write_atomic(to / f"{path.stem}.labels.png", lambda target, found=found: save_labels(found, target))
+            write_atomic(to / f"{name}.png", partial(drawn.save, format="PNG"))
+            write_atomic(to / f"{name}.labels.png", partial(save_labels, found))
             rows.append([path.name, describe(found, ranking, class_names)])
             meter.advance()
     show_table(f"written to {to}", ["image", "labels found, by area"], rows)
+
+
+def named_apart(images: Sequence[Path]) -> list[str]:
+    """The results' names: each file's without its ending. Raises UserError where two would be the same."""
+    names = [path.stem for path in images]
+    for name, path in zip(names, images, strict=True):
+        if names.count(name) > 1:
+            raise UserError(
+                f"two images are called {name} ({path}, …); their results would overwrite each other, rename one"
+            )
+    return names
 
 
 def save_labels(found: NDArray[Any], target: Path) -> None:

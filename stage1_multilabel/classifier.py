@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kappaseg_core.backbones import build_backbone
+from kappaseg_core.backbones import Backbone, build_backbone
 from kappaseg_core.config import BackboneConfig, build
 from stage1_multilabel.config import HeadConfig, Stage1Config
-from stage1_multilabel.heads import build_head
+from stage1_multilabel.heads import PooledLinear, Query2Label, build_head
 
 
 class Classifier(nn.Module):
     """Backbone and label head. forward: images f32 [B, 3, S, S], normalised → logits f32 [B, K]."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, head: Query2Label | PooledLinear, num_classes: int) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
 

@@ -13,7 +13,8 @@ class HeadConfig:
     """The label head on the backbone's final map."""
 
     preset: Literal["rankseg", "official", "fast", "gap"] = "rankseg"
-    """rankseg: our guess of the paper's slim head; official: Query2Label's; fast: a quarter of its cost; gap: pooled linear"""
+    """rankseg: our guess of the paper's slim head; official: Query2Label's; fast: a quarter of its cost;
+    gap: pooled linear"""
     width: int | None = None
     """overrides the preset's width; null = the preset's"""
     ffn: int | None = None

@@ -19,7 +19,9 @@ SELECTION_METRIC = "mean_class_coverage"
 
 
 def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dict[str, float]:
-    """Flat numbers in 0..1 (κ for 99 % in ranks). scores f32 [N, K]; truth, train_truth: pixels per label [N, K], [M, K].
+    """Flat numbers in 0..1 (κ for 99 % in ranks).
+
+    scores: f32 [N, K].   truth, train_truth: pixels per label [N, K], [M, K].
 
     mAP_envelope, mAP_raw: over the `mAP_labels` labels with a positive image (average_precision says which is which).
     recall@κ, pixel_coverage@κ, class_coverage@κ: see CoverageSums.   prior_…: the same of the frequency prior.

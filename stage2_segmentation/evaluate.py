@@ -97,6 +97,7 @@ def evaluate_model(
             kappas += ranking.valid.sum()
             meter.advance()
     confusion, coverage = confusion.reduced(here.total), coverage.reduced(here.total)
+    ious = [None if math.isnan(iou) else iou for iou in confusion.iou().tolist()]
     scores, kept, everywhere = confusion.summary(), coverage.summary(), len(names)
     return Evaluation(
         images=len(scenes), mIoU=scores["mIoU"], mIoU_in_truth=scores["mIoU_in_truth"],
@@ -104,7 +105,7 @@ def evaluate_model(
         zero_iou_share=scores["zero_iou"], pixel_coverage=float(kept[f"pixel_coverage@{everywhere}"] or 0.0),
         class_coverage=float(kept[f"class_coverage@{everywhere}"] or 0.0),
         mean_kappa=float(here.total(kappas)) / max(1, len(scenes)),
-        class_iou={name: None if math.isnan(iou) else iou for name, iou in zip(names, confusion.iou().tolist(), strict=True)},
+        class_iou=dict(zip(names, ious, strict=True)),
         absent=tuple(names[label] for label in confusion.absent()),
     )  # fmt: skip
 
@@ -113,7 +114,7 @@ def segment_image(
     model: SegmentationModel, image: Tensor, ranking: Ranking, inference: InferenceConfig, here: Placement
 ) -> Tensor:
     """Label map i64 [H, W] of one image u8 [3, H, W], at the image's own size, among the labels of its one ranking."""
-    size = image.shape[-2:]
+    size = (image.shape[-2], image.shape[-1])
     if inference.short_side is not None:
         target = list(scaled_size(size, inference.short_side))
         image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
@@ -121,7 +122,7 @@ def segment_image(
     image = F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
     plan = InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
     with torch.inference_mode(), here.autocast():
-        return label_map(model, image, ranking.to(here.device), plan, size=tuple(size)).cpu()
+        return label_map(model, image, ranking.to(here.device), plan, size=size).cpu()
 
 
 def evaluation_name(config: Stage2Config, training: Stage2Config, kappa: int) -> str:

@@ -47,9 +47,8 @@ class InferencePlan:
 
     def __post_init__(self) -> None:
         if self.mode == "slide" and not 1 <= self.stride <= self.window:
-            raise UserError(
-                f"inference.stride = {self.stride}, wanted 1 to {self.window} (inference.window): windows must not leave gaps"
-            )
+            wanted = f"wanted 1 to {self.window} (inference.window), or windows leave gaps"
+            raise UserError(f"inference.stride = {self.stride}, {wanted}")
 
 
 def label_map(

@@ -65,23 +65,11 @@ def check_scenes(data: DataConfig, splits: Sequence[str] | None = None) -> DataC
 
     Raises UserError only where nothing can be opened because no split is known; everything else is a line in `flaws`.
     """
-    flaws: dict[str, dict[str, None]] = {}  # kind → lines, each once, in order
-    opened = []
-    for split in split_names(data) if splits is None else dict.fromkeys(splits):
-        try:
-            scenes, problems = open_leniently(data, split)
-            opened.append(scenes)
-        except UserError as error:
-            problems = [str(error)]
-        flaws.setdefault(SPLIT, {}).update(dict.fromkeys(problems))
+    opened, problems = _open_all(data, split_names(data) if splits is None else tuple(dict.fromkeys(splits)))
     facts = _read_all(opened)
-    for errors in facts.values():
-        for error in errors if isinstance(errors, list) else ():
-            kind = error.kind if isinstance(error, SceneFlaw) else SceneFlaw.kind
-            flaws.setdefault(kind, {})[str(error)] = None
     checks = tuple(_split_check(scenes, facts) for scenes in opened)
     leaks, notes = _shared_images(opened, data)
-    flaws[LEAK] = dict.fromkeys(leaks)
+    flaws = {SPLIT: problems, **_flaws_by_kind(facts), LEAK: leaks}
     return DataCheck(
         class_names=opened[0].class_names if opened else (),
         splits=checks,
@@ -89,6 +77,19 @@ def check_scenes(data: DataConfig, splits: Sequence[str] | None = None) -> DataC
         unknown_values=_unknown_values(facts),
         notes=(*notes, *_same_pictures(facts), *_empty(checks), *_unseen(checks, opened, data)),
     )
+
+
+def _open_all(data: DataConfig, splits: Sequence[str]) -> tuple[list[SceneSet], list[str]]:
+    """The splits that can be opened, and the flaws of all; one that they share (no class file) is said once."""
+    opened, problems = [], []
+    for split in splits:
+        try:
+            scenes, found = open_leniently(data, split)
+            opened.append(scenes)
+            problems += found
+        except UserError as error:
+            problems.append(str(error))
+    return opened, list(dict.fromkeys(problems))
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,20 @@ def _read(scenes: SceneSet, index: int) -> _Facts | list[UserError]:
     return found or [first]
 
 
+def _flaws_by_kind(facts: _Read) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {}
+    for found in facts.values():
+        for flaw in found if isinstance(found, list) else ():
+            kind = flaw.kind if isinstance(flaw, SceneFlaw) else SceneFlaw.kind
+            lines.setdefault(kind, []).append(str(flaw))
+    return lines
+
+
 def _facts(scene: Scene) -> _Facts:
     labels = np.unique(scene.mask)
-    picture = hashlib.blake2b(np.ascontiguousarray(scene.image), digest_size=16, key=str(scene.image.shape).encode())
+    picture = hashlib.blake2b(
+        np.ascontiguousarray(scene.image).data, digest_size=16, key=str(scene.image.shape).encode()
+    )
     return _Facts(labels[labels >= 0], int((scene.mask < 0).sum()), scene.mask.size, picture.digest())
 
 

@@ -12,9 +12,9 @@ reader opens it, with nothing but the deflate filter that all of them have:
 
 `image` u8 [N, longest file] and `mask` u8 or u16 [N, most pixels] are padded with zeros; a row is a chunk. The padding
 takes a thousandth of its length on disk and is never unpacked: reading stops where the sample ends. Photos are stored
-blocks of the deflate format, since they do not get smaller. Label maps are deflated: unpacking one takes a third of the
-time that its PNG file takes. Zstandard halves that again, but needs a plug-in in every other reader, and decoding the
-photo takes ten times as long as either.
+blocks of the deflate format, since they do not get smaller. Label maps are deflated: unpacking one takes less than half
+the time that its PNG file takes. Zstandard would be faster, but needs a plug-in in every other reader, and decoding the
+photo takes five to ten times as long as unpacking the label map does now.
 
 Damage is found: HDF5's checksums cover its structures (file format of HDF5 1.10) and the tables (fletcher32), and a
 crc32 per sample covers photos and label maps. The file has no time stamps: packing twice gives the same bytes.

@@ -163,9 +163,7 @@ def test_an_image_without_labels_gives_finite_logits_and_gradients(host: nn.Modu
     features, ranking = maps(2).requires_grad_(), ranking_of([], [1, 3])
     logits = host(features, ranking)
     assert (logits[0] == PADDING_LOGIT).all()
-    torch.testing.assert_close(
-        logits[1:], host(features[1:], ranking_of([1, 3])), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logits[1:], host(features[1:], ranking_of([1, 3])), rtol=1e-4, atol=1e-4)
     F.cross_entropy(logits, torch.zeros(2, 3, 4, dtype=torch.int64)).backward()
     gradients = [features.grad, *(p.grad for p in host.parameters())]
     assert all(g is None or g.isfinite().all() for g in gradients)

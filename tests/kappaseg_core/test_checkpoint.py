@@ -152,7 +152,7 @@ def test_the_fingerprint_follows_weights_and_settings_and_not_the_place(
 
 def test_other_inputs_are_another_run(run: RunDirectory) -> None:
     run.save_state(State(1, {"a": torch.ones(1)}))
-    with pytest.raises(UserError, match=r"inputs\.train is null there, abc here|inputs\.train is None there"):
+    with pytest.raises(UserError, match=r"inputs\.train is None there, 'abc' here"):
         opened(run.path, train="abc")
     assert read_record(run.path)["inputs"] == {}
 

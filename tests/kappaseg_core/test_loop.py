@@ -24,6 +24,7 @@ from kappaseg_core.placement import Placement
 from kappaseg_core.structures import Batch
 
 HERE = Placement()
+PACK = partial(collate, given="image", target="labels")
 LOOP = LoopConfig(steps=12, batch_size=4, save_every=5, log_every=3, ema=0.9, seed=3)
 
 
@@ -144,9 +145,8 @@ def test_accumulated_micro_batches_log_the_mean_loss(tmp_path: Path) -> None:
         run = open_run(tmp_path / str(accumulate), model="none", config={}, class_names=("a", "b"), inputs={})
         torch.manual_seed(0)
         task = plain()
-        pack = partial(collate, given="image", target="labels")
         fit(
-            task, lambda first, loop=loop: batches(Noise(), pack, loop, HERE, first_step=first), lambda _: {"score": 0.0},
+            task, lambda first, loop=loop: batches(Noise(), PACK, loop, HERE, first_step=first), lambda _: {"score": 0.0},
             optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
         )  # fmt: skip
         losses.append([line["loss"] for line in run.metrics() if line["kind"] == "train"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -41,7 +43,7 @@ def test_poly_falls_from_the_peak_to_the_floor() -> None:
     assert rates[0] == pytest.approx(1e-3)
     assert rates[50] == pytest.approx((1e-3 - 1e-5) * 0.5**0.9 + 1e-5)
     assert rates[100] == pytest.approx(1e-5)
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
 
 
 def test_cosine_warms_up_and_ends_near_the_floor() -> None:

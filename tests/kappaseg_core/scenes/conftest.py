@@ -61,16 +61,16 @@ def make_folder(root: Path) -> DataFolder:
     return folder
 
 
-def fill(folder: DataFolder, *, num_classes: int = len(NAMES), dtype: type[np.generic] = np.uint8) -> DataFolder:
+def fill(folder: DataFolder) -> DataFolder:
     """Three training and two validation images, JPEG and PNG, of different sizes, with some ignored pixels."""
     random = np.random.default_rng(0)
-    folder.write_classes([f"class {label}" for label in range(num_classes)])
+    folder.write_classes([f"class {label}" for label in range(5)])
     for number, name in enumerate(("a.jpg", "b.png", "c.jpeg", "d.jpg", "é.png")):
         height, width = 5 + number, 9 - number
         folder.write_photo(name, random.integers(0, 256, (height, width, 3), np.uint8))
-        mask = random.integers(0, num_classes, (height, width)).astype(dtype)
-        mask[:2, :2] = num_classes - 1
-        mask[-1, :3] = np.iinfo(dtype).max
+        mask = random.integers(0, 5, (height, width), np.uint8)
+        mask[:2, :2] = 4
+        mask[-1, :3] = 255
         folder.write_mask(name.split(".")[0], mask)
     folder.write_split("train", ["c", "a", "b"])
     folder.write_split("val", ["é", "d"])
@@ -87,12 +87,6 @@ def folder(tmp_path: Path) -> DataFolder:
 def filled(folder: DataFolder) -> DataFolder:
     """K = 5, train c a b, val é d, 8-bit masks with ignore 255."""
     return fill(folder)
-
-
-@pytest.fixture
-def filled_wide(tmp_path: Path) -> DataFolder:
-    """The same with K = 300 and 16-bit masks with ignore 65535."""
-    return fill(make_folder(tmp_path / "wide"), num_classes=300, dtype=np.uint16)
 
 
 @pytest.fixture

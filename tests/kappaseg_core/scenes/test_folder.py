@@ -202,7 +202,7 @@ def test_a_value_without_meaning_is_named_with_its_file_and_pixels(one_scene: On
 
 
 def test_255_needs_to_be_stated(one_scene: OneScene) -> None:
-    with pytest.raises(UnknownValues, match="there is no ignore value; set data.options.ignore"):
+    with pytest.raises(UnknownValues, match=r"there is no ignore value; set data\.options\.ignore"):
         one_scene(steps(np.uint8, [255]), ignore=None)[0]
 
 
@@ -332,7 +332,7 @@ def test_a_missing_root_is_named(filled: DataFolder, root: str, words: str) -> N
 
 
 def test_an_unknown_kind_lists_the_kinds_there_are() -> None:
-    with pytest.raises(UserError, match="'foldr' is unknown; did you mean folder.* folder, packed, synthetic"):
+    with pytest.raises(UserError, match=r"'foldr' is unknown; did you mean folder.* folder, packed, synthetic"):
         open_scenes(DataConfig(kind="foldr"), "train")
     with pytest.raises(UserError, match="'images' is unknown"):  # a module of the package, yet no kind of scenes
         open_scenes(DataConfig(kind="images"), "train")

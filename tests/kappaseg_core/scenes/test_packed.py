@@ -135,7 +135,8 @@ def test_an_image_in_two_splits_is_stored_once(filled: DataFolder, tmp_path: Pat
 
 
 def loaded(scenes: SceneSet, start: str) -> list[Scene]:
-    loader = DataLoader(scenes, batch_size=None, num_workers=2, multiprocessing_context=start)  # type: ignore[arg-type]
+    workers = 2 if start == "fork" else 1  # a spawned one imports torch anew, for seconds
+    loader = DataLoader(scenes, batch_size=None, num_workers=workers, multiprocessing_context=start)  # type: ignore
     return list(loader)
 
 
