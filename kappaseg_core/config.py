@@ -152,9 +152,10 @@ def override(values: dict[str, Any], dotted: str, text: str) -> None:
         values[parent] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        values[last] = text
+        value = text
+    values[last] = text if type(value) is int and str(value) != text else value  # 007 is a name, not a number
 
 
 def build(kind: type[T], values: Any, *, source: str = "configuration", path: str = "") -> T:
@@ -181,7 +182,7 @@ def build(kind: type[T], values: Any, *, source: str = "configuration", path: st
 
 
 def convert(hint: Any, value: Any, *, source: str, path: str) -> Any:
-    """`value` as the type `hint`; ints count as floats, lists become tuples. Raises UserError."""
+    """`value` as the type `hint`; ints count as floats and as text, lists become tuples. Raises UserError."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -220,6 +221,8 @@ def convert(hint: Any, value: Any, *, source: str, path: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    elif hint is str and type(value) is int:  # a split called 2017, a network called 96
+        return str(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
     raise UserError(f"{source}: {path} = {value!r}, wanted {readable(hint)}")

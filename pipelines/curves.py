@@ -96,7 +96,9 @@ def inline(document: str, words: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # would repeat from diagram to diagram
-    body = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", body)  # the page's own font
+    # the page's own font; matplotlib has written `font: SIZE NAMES` and, later, `font-size: SIZE; font-family: NAMES`
+    body = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", body)
+    body = re.sub(r'font-family: [^;"]*;? ?', "", body)
     body = body.replace(TEXT_COLOUR, "currentColor")
     box = re.search(r'viewBox="[^"]*"', body)
     assert box is not None  # matplotlib always writes one

@@ -370,6 +370,13 @@ def test_half_precision_files_become_full_precision(tmp_path: Path) -> None:
         assert torch.equal(value, half[key].float())
 
 
+def test_a_half_precision_table_is_resized_in_full_precision(tmp_path: Path) -> None:
+    half = {key: value.half() for key, value in tensors_of(tiny_vit()).items()}
+    own: Any = build_backbone(with_weights(tiny_vit(img_size=96), as_safetensors(half, tmp_path))).network.model
+    expected = resize_table(half["pos_embed"].float(), old=(4, 4), new=(6, 6))
+    torch.testing.assert_close(own.pos_embed.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
 def test_the_classifier_in_a_file_is_dropped(tmp_path: Path) -> None:
     for config, head in ((BackboneConfig(name="resnet10t"), "fc"), (tiny_vit(), "head")):
         tensors = tensors_of(config)

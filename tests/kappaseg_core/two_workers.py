@@ -25,7 +25,7 @@ from kappaseg_core.ranking import Ranking
 from kappaseg_core.scenes import open_scenes
 from kappaseg_core.scenes.synthetic import SyntheticScenes
 from kappaseg_core.structures import Batch
-from label_cache import CacheWriter
+from label_cache import CacheError, CacheWriter
 from stage1_multilabel.config import AugmentConfig as LabelAugment
 from stage1_multilabel.config import HeadConfig, RankConfig, Stage1Config
 from stage1_multilabel.rank import rank_images
@@ -127,9 +127,12 @@ def ranking(out: Path) -> dict[str, Any]:
         write_part(self, split, index, **rows)
 
     SyntheticScenes.image, CacheWriter.write_part = noting_image, noting_write  # type: ignore[method-assign]
-    rank_images(rank(out))
-    SyntheticScenes.image, CacheWriter.write_part = image, write_part  # type: ignore[method-assign]
-    return {"scored": scored, "written": written}
+    error = ""
+    try:
+        rank_images(rank(out))
+    except CacheError as problem:
+        error = str(problem)
+    return {"scored": scored, "written": written, "rank_error": error}
 
 
 def main(folder: Path) -> None:

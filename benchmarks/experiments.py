@@ -1,0 +1,160 @@
+"""The chains whose figures docs/results.md shows: every command of an experiment, one after the other.
+
+    python benchmarks/experiments.py cocostuff171_mini --data DIR --weights FILE --work runs/experiments
+    python benchmarks/experiments.py synthetic512 --work runs/experiments
+
+DIR holds the data set's folder of that name. Commands are those a user types; what their runs leave behind is gathered
+into benchmarks/results/NAME.json. An interrupted experiment goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Commands of one chain; $DATA, $WEIGHTS, $OUT and $SEED are filled in, one chain per seed."""
+
+    commands: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def folder_chain(name: str, kappa: int, *, folds: int) -> tuple[str, ...]:
+    """Both stages on a folder data set: rankings by the classifier itself and out of fold, baseline and bound."""
+    config, given = f"configs/{name}", f"--data.root $DATA/{name} --out $OUT"
+    trunk, seed = "--backbone.weights $WEIGHTS", "--loop.seed $SEED"
+    stage2 = f"run-stage2 {config}/stage2.yaml {given} {trunk} {seed}"
+    return (
+        f"run-stage1 {config}/stage1.yaml {given} {trunk} {seed}",
+        f"rank {config}/rank.yaml {given}",
+        f"rank {config}/rank.yaml {given} --folds {folds} --cache $OUT/labels-out-of-fold",
+        f"{stage2} --source.train complete",
+        stage2,
+        f"{stage2} --source.cache $OUT/labels-out-of-fold --name out-of-fold",
+        f"{stage2} --source.cache $OUT/labels-out-of-fold --source.missed force --name out-of-fold-forced",
+        f"{stage2} --source.train oracle",
+        "evaluate $OUT",
+        "evaluate $OUT/stage2-complete --source.test oracle",
+        f"evaluate $OUT/stage2-complete --source.test cache --source.test_kappa {kappa}",
+        f"evaluate $OUT/stage2-cache --source.test_kappa {2 * kappa}",
+    )
+
+
+def synthetic_chain() -> tuple[str, ...]:
+    """The two stages against the plain baseline at equal steps, on scenes made by the program itself."""
+    config, given = "configs/synthetic512", "--out $OUT"
+    stage2 = f"run-stage2 {config}/stage2.yaml {given} --loop.seed $SEED"
+    return (
+        f"run-stage1 {config}/stage1.yaml {given} --loop.seed $SEED",
+        f"rank {config}/rank.yaml {given}",
+        f"{stage2} --source.train complete",
+        stage2,
+        f"{stage2} --source.train oracle",
+        "evaluate $OUT",
+        "evaluate $OUT/stage2-complete --source.test oracle",
+    )
+
+
+EXPERIMENTS = {
+    "cocostuff171_mini": Experiment(folder_chain("cocostuff171_mini", 25, folds=4)),
+    "ccp59": Experiment(folder_chain("ccp59", 20, folds=4)),
+    "synthetic512": Experiment(synthetic_chain()),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"))
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    given = parser.parse_args(arguments)
+    experiment = EXPERIMENTS[given.name]
+    chains = []
+    for seed in given.seeds or experiment.seeds:
+        out = given.work / given.name / f"seed{seed}"
+        steps = [run(c, out, seed, given.data, given.weights) for c in experiment.commands]
+        chains.append({"seed": seed, "steps": steps, **gathered(out)})
+        write(given.name, {"name": given.name, "machine": machine(), "chains": chains})
+
+
+def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[str, Any]:
+    """One command, unless it was done before; its wall and processor seconds."""
+    log = out / "commands.json"
+    done = json.loads(log.read_text("utf-8")) if log.exists() else {}
+    if command not in done:
+        fill = {"$OUT": out, "$SEED": seed, "$DATA": data, "$WEIGHTS": weights}
+        words = shlex.split(command)
+        for name, value in fill.items():
+            words = [word.replace(name, str(value)) for word in words]
+        print("kappaseg", *words, flush=True)
+        started, before = time.perf_counter(), os.times()
+        subprocess.run([sys.executable, "-m", "pipelines.cli", *words], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        processor = after.children_user + after.children_system - before.children_user - before.children_system
+        done[command] = {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(processor, 1)}
+        log.write_text(json.dumps(done, indent=1) + "\n", "utf-8")
+    return {"command": f"kappaseg {command}", **done[command]}
+
+
+def gathered(out: Path) -> dict[str, Any]:
+    """What the runs in an output folder say of themselves: summaries, evaluations, quality of the caches."""
+    from label_cache import LabelCache
+    from label_cache.quality import summary
+
+    runs: dict[str, Any] = {}
+    for record in sorted(out.glob("*/summary.json")):
+        values = json.loads(record.read_text("utf-8"))
+        runs[record.parent.name] = {k: v for k, v in values.items() if k != "run"} | {
+            "evaluations": [evaluation(path) for path in sorted(record.parent.glob("evaluation-*.json"))]
+        }
+    caches = {path.parent.name: summary(LabelCache.open(path.parent)) for path in sorted(out.glob("*/manifest.json"))}
+    return {"runs": runs, "caches": caches}
+
+
+def evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation without its per-class figures."""
+    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    values["absent"] = len(values["absent"])
+    return {name: value for name, value in values.items() if name not in ("class_iou", "run")}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were made on."""
+    import torch
+
+    model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "unknown")
+    return {
+        "cpu": model, "cores": os.cpu_count(), "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def cpu_lines() -> list[str]:
+    source = Path("/proc/cpuinfo")
+    return source.read_text("utf-8").splitlines() if source.exists() else []
+
+
+def write(name: str, values: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
