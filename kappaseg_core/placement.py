@@ -62,9 +62,10 @@ class Placement:
         return nn.parallel.DistributedDataParallel(task)
 
 
-def place(loop: LoopConfig) -> Placement:
+def place(loop: LoopConfig, *, to_train: bool = False) -> Placement:
     """This process's placement. Under `torchrun` the process group is joined (nccl on GPUs, else gloo).
 
+    to_train: also check that the batch can be shared among the workers.
     Raises UserError for a device that is not there or cannot do the precision asked for.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -74,7 +75,7 @@ def place(loop: LoopConfig) -> Placement:
         raise UserError("loop.precision = fp16 needs a GPU (its loss scaling has no CPU form); use bf16 or fp32")
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if loop.batch_size % (world * loop.accumulate):
+    if to_train and loop.batch_size % (world * loop.accumulate):
         raise UserError(
             f"loop.batch_size = {loop.batch_size} is no multiple of {world} workers × {loop.accumulate} micro-batches"
         )

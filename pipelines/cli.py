@@ -53,8 +53,8 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     demo = verb(verbs, "demo", run_demo, "the whole story on synthetic scenes, in minutes, ending with an HTML report")
-    demo.add_argument("--out", default="demo", help="folder for everything it makes (default: demo)")
-    demo.add_argument("--quick", action="store_true", help="a tenth of the steps: to see that it runs")
+    demo.add_argument("--out", help="folder for everything it makes (default: demo, or demo-quick with --quick)")
+    demo.add_argument("--quick", action="store_true", help="a minute, to see that it runs; its numbers mean nothing")
 
     for name, run, kind, text in (
         ("run-stage1", run_stage1, "stage1_multilabel.config:Stage1Config", "train a multi-label classifier"),
@@ -140,7 +140,8 @@ class SettingsHelp(argparse.Action):
 def run_demo(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.demo import demo
 
-    print(demo(Path(arguments.out), quick=arguments.quick))
+    out = arguments.out or ("demo-quick" if arguments.quick else "demo")
+    print(demo(Path(out), quick=arguments.quick))
 
 
 def run_stage1(arguments: argparse.Namespace, rest: list[str]) -> None:

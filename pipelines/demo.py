@@ -14,8 +14,9 @@ names the command, so that each step can be done again, or done differently.
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,34 +56,30 @@ def demo(out: Path, *, quick: bool = False) -> str:
     A demo that was stopped goes on where it stood. Raises UserError where `out` holds one of the other length.
     """
     settings, costs = Settings(out, quick), Costs(out / "costs.json")
-
+    settings.write()
     say("demo 1/5  stage one: learn which labels an image holds")
     stage1 = settings.load(Stage1Config, "stage1")
     train_classifier(stage1)
+
     say("demo 2/5  rank the labels of every image")
     rank = settings.load(RankConfig, "rank")
     costs.measure("rank", lambda: rank_images(rank))
+
     say("demo 3/5  stage two, three times: among all labels, among the best ranked, among those that are there")
     stage2 = {name: settings.load(Stage2Config, "stage2", ("source.train", name)) for name in SOURCES}
     for config in stage2.values():
         train_segmentation(config)
-    say("demo 4/5  evaluate, and predict a few images")
+
+    say("demo 4/5  measure, and predict a few images")
     runs = {name: out / config.run_name for name, config in stage2.items()}
     found = costs.measure("evaluate", lambda: evaluate_runs(list(runs.values()), []))
     told = costs.measure("told", lambda: evaluate_runs([runs["complete"]], [("source.test", "oracle")]))
-    scores = dict(zip([*runs, "told"], found + told, strict=True))
     images = write_images(out / "images", stage2["cache"])
     costs.measure("predict", lambda: predict_images(runs["cache"], images, out / "predictions"))
+
     say("demo 5/5  write the report")
-    commands = {
-        "stage1": settings.command("run-stage1", "stage1"),
-        "rank": settings.command("rank", "rank"),
-        **{name: settings.command("run-stage2", "stage2", ("source.train", name)) for name in SOURCES},
-        "evaluate": f"kappaseg evaluate {out}",
-        "told": f"kappaseg evaluate {runs['complete']} --source.test oracle",
-        "predict": f"kappaseg predict {runs['cache']} {out / 'images'}/*.png --to {out / 'predictions'}",
-    }
-    chain = Chain(out, stage1, rank, stage2, scores, commands, costs.read())
+    scores = dict(zip([*runs, "told"], found + told, strict=True))
+    chain = Chain(out, stage1, rank, stage2, scores, commands(settings, runs), costs.read())
     report = demo_report(chain, pictures=PICTURES, quick=quick)
     write_report(out / "report.html", report)
     return "\n".join(["", *report.findings, "", f"everything on one page: {out / 'report.html'}"])
@@ -95,7 +92,7 @@ class Settings:
     out: Path
     quick: bool
 
-    def __post_init__(self) -> None:
+    def write(self) -> None:
         folder = self.out / "settings"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +104,8 @@ class Settings:
         return load_config(kind, self.file(name), self.overrides(name, overrides))
 
     def command(self, verb: str, name: str, *overrides: tuple[str, str]) -> str:
-        words = [f"--{setting} {value}" for setting, value in self.overrides(name, overrides)]
-        return " ".join(["kappaseg", verb, str(self.file(name)), *words])
+        words = [word for setting, value in self.overrides(name, overrides) for word in (f"--{setting}", value)]
+        return shlex.join(["kappaseg", verb, str(self.file(name)), *words])
 
     def file(self, name: str) -> Path:
         return self.out / "settings" / f"{name}.yaml"
@@ -142,6 +139,20 @@ class Costs:
             return {}
         known: dict[str, dict[str, float]] = json.loads(self.file.read_text("utf-8"))
         return known
+
+
+def commands(settings: Settings, runs: Mapping[str, Path]) -> dict[str, str]:
+    """The shell line of every step: what a user would type for the same result."""
+    out = settings.out
+    predict = shlex.join(["kappaseg", "predict", str(runs["cache"])])
+    return {
+        "stage1": settings.command("run-stage1", "stage1"),
+        "rank": settings.command("rank", "rank"),
+        **{name: settings.command("run-stage2", "stage2", ("source.train", name)) for name in runs},
+        "evaluate": shlex.join(["kappaseg", "evaluate", str(out)]),
+        "told": shlex.join(["kappaseg", "evaluate", str(runs["complete"]), "--source.test", "oracle"]),
+        "predict": f"{predict} {shlex.quote(str(out / 'images'))}/*.png --to {shlex.quote(str(out / 'predictions'))}",
+    }
 
 
 def write_images(folder: Path, config: Stage2Config) -> list[Path]:

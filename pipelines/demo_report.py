@@ -126,7 +126,7 @@ def headline(chain: Chain) -> Table:
 
 def examples(chain: Chain, pictures: int) -> tuple[Example, ...]:
     """The first validation images, their ranking from the cache, and the map of each scheme."""
-    maps = {NAMES[name]: predicted(chain, name, pictures) for name in chain.stage2}
+    maps = {name: predicted(chain, name, pictures) for name in chain.stage2}
     _, config, names = load_segmentation(chain.run("cache").path)
     scenes = open_test_scenes(config, names)
     shown = []
@@ -159,7 +159,7 @@ def predicted(chain: Chain, source: str, pictures: int) -> list[np.ndarray]:
 
 def curves(chain: Chain) -> tuple[Curve, ...]:
     """Loss of both stages, coverage over κ, and what stage two gains while it trains."""
-    runs = {NAMES[name]: chain.run(name).metrics() for name in chain.stage2}
+    runs = {name: chain.run(name).metrics() for name in chain.stage2}
     return (
         coverage_curve(chain),
         Curve(

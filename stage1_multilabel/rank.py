@@ -64,12 +64,14 @@ def rank_images(config: RankConfig) -> LabelCache:
     runs = {"": ranker, **fold_rankers(ranker, config)}
     key = cache_key(ranker, runs, splits, config)
     writer = CacheWriter(Path(config.cache or Path(config.out) / "labels"), key, ranker.class_names)
-    if not writer.is_committed():
+    if not here.agree(writer.is_committed()):
         counts = {
             name: write_split(writer, runs, scenes, config, here, is_train=name == config.data.train)
             for name, scenes in splits.items()
         }
-        writer.commit(counts)
+        if here.is_first:
+            writer.commit(counts)
+        here.wait()
     return LabelCache.open(writer.path)
 
 
@@ -116,7 +118,10 @@ def write_split(
     *,
     is_train: bool,
 ) -> int:
-    """Write the missing parts of one split, rows in order of image id; gives the number of parts."""
+    """Write the missing parts of one split, rows in order of image id; gives the number of parts.
+
+    All workers score, the first one writes.
+    """
     order = sorted(range(len(scenes)), key=scenes.image_ids.__getitem__)
     parts = [order[start : start + config.part_images] for start in range(0, len(order), config.part_images)]
     fold = folds_of(scenes.image_ids, config.folds) if config.folds and is_train else None
@@ -124,7 +129,7 @@ def write_split(
     models: dict[str, Classifier] = {}
     for index, rows in enumerate(parts):
         ids = [scenes.image_ids[row] for row in rows]
-        if writer.part_done(scenes.split, index, ids=ids):
+        if here.agree(writer.part_done(scenes.split, index, ids=ids)):
             continue
         scores = torch.zeros(len(rows), len(scenes.class_names))
         for name, places in by_model(rows, fold):
@@ -133,6 +138,8 @@ def write_split(
             chosen = [rows[place_] for place_ in places]
             size = runs[name].config.augment.image_size
             scores[places] = scores_of(models[name], scenes, chosen, size, here, batch_size=config.batch_size)
+        if not here.is_first:
+            continue
         ranking = top_kappa(scores, min(config.kappa, scores.shape[1]))
         truth, pixels = ragged(label_counts(scenes, rows))
         writer.write_part(

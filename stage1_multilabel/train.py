@@ -34,7 +34,7 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
     With `config.fold` = (i, n) the images of fold i are left out, and the classifier is evaluated on them.
     """
     started = time.perf_counter()
-    here = place(config.loop)
+    here = place(config.loop, to_train=True)
     train, val = open_scenes(config.data, config.data.train), open_scenes(config.data, config.data.val)
     kept, test, test_rows = split_for(config, train, val)
 

@@ -94,6 +94,10 @@ class InferenceConfig:
     flip: bool = False
     """average with the mirrored image"""
 
+    def __post_init__(self) -> None:
+        if self.mode == "slide" and not 1 <= self.stride <= self.window:
+            raise ValueError(f"stride = {self.stride}, wanted 1 to window = {self.window}, or windows leave gaps")
+
 
 @dataclass(frozen=True)
 class Stage2Config:

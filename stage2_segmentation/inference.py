@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking, to_label_space
 from stage2_segmentation.pixels import to_pixels
 
@@ -36,7 +35,6 @@ class InferencePlan:
     """How the network is applied. window, stride: pixels, for mode "slide".
 
     scales: factors on the given image.   flip: each scale also mirrored, left to right.
-    Raises UserError for windows that leave gaps.
     """
 
     mode: Literal["whole", "slide"] = "whole"
@@ -44,11 +42,6 @@ class InferencePlan:
     stride: int = 512
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode == "slide" and not 1 <= self.stride <= self.window:
-            wanted = f"wanted 1 to {self.window} (inference.window), or windows leave gaps"
-            raise UserError(f"inference.stride = {self.stride}, {wanted}")
 
 
 def label_map(

@@ -29,7 +29,7 @@ from stage2_segmentation.task import SegmentTask
 def train_segmentation(config: Stage2Config) -> Summary:
     """Train, or finish training, the network of `config` in OUT/stage2-NAME."""
     started = time.perf_counter()
-    here = place(config.loop)
+    here = place(config.loop, to_train=True)
     train, val = open_scenes(config.data, config.data.train), open_scenes(config.data, config.data.val)
     num_classes = len(train.class_names)
     train_source = source_for(config, train, at_test=False)

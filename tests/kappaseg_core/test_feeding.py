@@ -86,8 +86,8 @@ def test_training_workers_and_micro_batches_divide_the_batch(accumulate: int) ->
     for step, (names, numbers, _) in enumerate(alone):
         micro = range(step * accumulate, (step + 1) * accumulate)
         parts = [divided[worker][m] for m in micro for worker in (0, 1)]
-        assert sum((part[0] for part in parts), ()) == names  # type: ignore[arg-type]
-        assert sum((part[1] for part in parts), []) == numbers  # type: ignore[arg-type]
+        assert tuple(name for part in parts for name in part[0]) == names  # type: ignore[attr-defined]
+        assert [number for part in parts for number in part[1]] == numbers  # type: ignore[attr-defined]
 
 
 def test_samples_are_stacked_with_the_types_that_tasks_expect() -> None:

@@ -146,8 +146,8 @@ def test_accumulated_micro_batches_log_the_mean_loss(tmp_path: Path) -> None:
         torch.manual_seed(0)
         task = plain()
         fit(
-            task, lambda first, loop=loop: batches(Noise(), PACK, loop, HERE, first_step=first), lambda _: {"score": 0.0},
-            optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
+            task, lambda first, loop=loop: batches(Noise(), PACK, loop, HERE, first_step=first),
+            lambda _: {"score": 0.0}, optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
         )  # fmt: skip
         losses.append([line["loss"] for line in run.metrics() if line["kind"] == "train"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

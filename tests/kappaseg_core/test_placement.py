@@ -52,7 +52,7 @@ def test_half_precision_on_the_cpu_is_refused() -> None:
 
 
 def test_an_unknown_device_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="loop.device = 'toaster', wanted auto, cpu, cuda or cuda:N"):
+    with pytest.raises(UserError, match=r"loop\.device = 'toaster', wanted auto, cpu, cuda or cuda:N"):
         pick_device("toaster", 0)
 
 
@@ -66,8 +66,8 @@ def test_a_missing_gpu_is_an_error_and_not_the_cpu(monkeypatch: pytest.MonkeyPat
 def test_a_batch_that_the_workers_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(UserError, match="loop.batch_size = 6 is no multiple of 2 workers × 2 micro-batches"):
-        place(LoopConfig(device="cpu", batch_size=6, accumulate=2))
+    with pytest.raises(UserError, match=r"loop\.batch_size = 6 is no multiple of 2 workers × 2 micro-batches"):
+        place(LoopConfig(device="cpu", batch_size=6, accumulate=2), to_train=True)
 
 
 def free_port() -> int:

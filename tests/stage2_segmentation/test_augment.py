@@ -63,7 +63,7 @@ def test_image_and_mask_are_cropped_and_mirrored_together(seed: int, flip: float
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.6, 2.0])
 def test_image_and_mask_are_scaled_together(scale: float) -> None:
-    """The mask takes the nearest pixel and the image mixes: half a pixel apart at most (the image is rounded to 1/4)."""
+    """The mask takes the nearest pixel, the image mixes: half a pixel apart at most (the image is rounded to 1/4)."""
     rows, columns, mask = view(replace(PLAIN, scale=(scale, scale), crop=12), 3)
     found_rows, found_columns = mask // 40, mask % 40
     allowed = 0.5 + 0.125

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
+from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.inference import InferencePlan, corners, label_map, rank_scores, slide, whole
 from tests.tensors import PRIME, Created
 
@@ -73,8 +75,8 @@ def test_the_last_window_is_moved_inside() -> None:
 
 @pytest.mark.parametrize("stride", [0, -4, 17])
 def test_a_stride_that_would_leave_gaps_is_refused(stride: int) -> None:
-    with pytest.raises(UserError, match=rf"inference.stride = {stride}, wanted 1 to 16"):
-        InferencePlan("slide", window=16, stride=stride)
+    with pytest.raises(UserError, match=rf"inference.stride = {stride}, wanted 1 to window = 16"):
+        build(Stage2Config, {"inference": {"mode": "slide", "window": 16, "stride": stride}})
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])

@@ -61,7 +61,7 @@ def test_a_stride_takes_every_strideth_pixel_from_the_middle_of_the_first(cell: 
 
 @pytest.mark.parametrize(("cell", "stride"), [(4, 2), (8, 4), (8, 3), (16, 5)])
 def test_any_stride_stays_within_a_pixel_of_every_strideth(cell: int, stride: int) -> None:
-    """Even strides have no middle pixel, and others may not divide the map. On a slope of 1 per pixel we see how far."""
+    """Even strides have no middle pixel, others may not divide the map. A slope of 1 per pixel shows how far."""
     height = 4 * cell
     slope = torch.arange(4.0)[:, None] * cell + (cell - 1) / 2  # value = row of the pixel
     picked = torch.arange(stride // 2, height, stride)

@@ -155,7 +155,7 @@ def test_a_run_is_tied_to_the_rows_of_its_cache(tmp_path: Path, monkeypatch: pyt
     train_until(3, config, monkeypatch)
     manifest = tmp_path / "labels" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")  # another file, as if ranked anew
-    with pytest.raises(UserError, match="inputs.rankings is"):
+    with pytest.raises(UserError, match=r"inputs\.rankings is"):
         train_segmentation(config)
 
 
