@@ -30,49 +30,63 @@ class Experiment:
     """Commands of one chain; $DATA, $WEIGHTS, $OUT and $SEED are filled in, one chain per seed."""
 
     commands: tuple[str, ...]
+    once: tuple[str, ...] = ()
+    """further commands, for the first seed alone"""
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-def folder_chain(name: str, kappa: int, *, folds: int) -> tuple[str, ...]:
-    """Both stages on a folder data set: rankings by the classifier itself and out of fold, baseline and bound."""
-    config, given = f"configs/{name}", f"--data.root $DATA/{name} --out $OUT"
-    trunk, seed = "--backbone.weights $WEIGHTS", "--loop.seed $SEED"
-    stage2 = f"run-stage2 {config}/stage2.yaml {given} {trunk} {seed}"
-    return (
-        f"run-stage1 {config}/stage1.yaml {given} {trunk} {seed}",
-        f"rank {config}/rank.yaml {given}",
-        f"rank {config}/rank.yaml {given} --folds {folds} --cache $OUT/labels-out-of-fold",
+def folder_experiment(name: str, kappa: int, *, folds: int) -> Experiment:
+    """Both stages, baseline and bound on a folder data set; once also out of fold, and with a pooled linear ranker."""
+    config, given = f"configs/{name}", f"--data.root $DATA/{name}"
+    trained = f"{given} --backbone.weights $WEIGHTS --loop.seed $SEED"
+    stage1, rank = f"run-stage1 {config}/stage1.yaml {trained}", f"rank {config}/rank.yaml {given}"
+    stage2 = f"run-stage2 {config}/stage2.yaml {trained} --out $OUT"
+    commands = (
+        f"{stage1} --out $OUT",
+        f"{rank} --out $OUT",
         f"{stage2} --source.train complete",
         stage2,
-        f"{stage2} --source.cache $OUT/labels-out-of-fold --name out-of-fold",
-        f"{stage2} --source.cache $OUT/labels-out-of-fold --source.missed force --name out-of-fold-forced",
         f"{stage2} --source.train oracle",
         "evaluate $OUT",
         "evaluate $OUT/stage2-complete --source.test oracle",
         f"evaluate $OUT/stage2-complete --source.test cache --source.test_kappa {kappa}",
-        f"evaluate $OUT/stage2-cache --source.test_kappa {2 * kappa}",
     )
+    apart = "--source.cache $OUT/labels-out-of-fold"
+    once = (
+        f"{rank} --out $OUT --folds {folds} --cache $OUT/labels-out-of-fold",
+        f"{stage2} {apart} --name out-of-fold",
+        f"{stage2} {apart} --source.missed force --name out-of-fold-forced",
+        f"{stage1} --out $OUT/pooled --head '{{preset: gap}}' --optim.lr 1.0e-3",
+        f"{rank} --out $OUT/pooled",
+        f"{stage2} --source.cache $OUT/pooled/labels --name pooled-ranker",
+        "evaluate $OUT/stage2-out-of-fold",
+        "evaluate $OUT/stage2-out-of-fold-forced",
+        "evaluate $OUT/stage2-pooled-ranker",
+    )
+    return Experiment(commands, once)
 
 
-def synthetic_chain() -> tuple[str, ...]:
+def synthetic_experiment() -> Experiment:
     """The two stages against the plain baseline at equal steps, on scenes made by the program itself."""
     config, given = "configs/synthetic512", "--out $OUT"
     stage2 = f"run-stage2 {config}/stage2.yaml {given} --loop.seed $SEED"
-    return (
-        f"run-stage1 {config}/stage1.yaml {given} --loop.seed $SEED",
-        f"rank {config}/rank.yaml {given}",
-        f"{stage2} --source.train complete",
-        stage2,
-        f"{stage2} --source.train oracle",
-        "evaluate $OUT",
-        "evaluate $OUT/stage2-complete --source.test oracle",
+    return Experiment(
+        (
+            f"run-stage1 {config}/stage1.yaml {given} --loop.seed $SEED",
+            f"rank {config}/rank.yaml {given}",
+            f"{stage2} --source.train complete",
+            stage2,
+            f"{stage2} --source.train oracle",
+            "evaluate $OUT",
+            "evaluate $OUT/stage2-complete --source.test oracle",
+        )
     )
 
 
 EXPERIMENTS = {
-    "cocostuff171_mini": Experiment(folder_chain("cocostuff171_mini", 25, folds=4)),
-    "ccp59": Experiment(folder_chain("ccp59", 20, folds=4)),
-    "synthetic512": Experiment(synthetic_chain()),
+    "cocostuff171_mini": folder_experiment("cocostuff171_mini", 25, folds=4),
+    "ccp59": folder_experiment("ccp59", 20, folds=4),
+    "synthetic512": synthetic_experiment(),
 }
 
 
@@ -88,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chains = []
     for seed in given.seeds or experiment.seeds:
         out = given.work / given.name / f"seed{seed}"
-        steps = [run(c, out, seed, given.data, given.weights) for c in experiment.commands]
+        commands = experiment.commands + (experiment.once if seed == experiment.seeds[0] else ())
+        steps = [run(c, out, seed, given.data, given.weights) for c in commands]
         chains.append({"seed": seed, "steps": steps, **gathered(out)})
         write(given.name, {"name": given.name, "machine": machine(), "chains": chains})
 
@@ -115,15 +130,18 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
 def gathered(out: Path) -> dict[str, Any]:
     """What the runs in an output folder say of themselves: summaries, evaluations, quality of the caches."""
     from label_cache import LabelCache
-    from label_cache.quality import summary
+    from pipelines.look_up import coverage_curves
 
     runs: dict[str, Any] = {}
-    for record in sorted(out.glob("*/summary.json")):
+    for record in sorted(out.rglob("summary.json")):
         values = json.loads(record.read_text("utf-8"))
-        runs[record.parent.name] = {k: v for k, v in values.items() if k != "run"} | {
+        runs[record.parent.relative_to(out).as_posix()] = {k: v for k, v in values.items() if k != "run"} | {
             "evaluations": [evaluation(path) for path in sorted(record.parent.glob("evaluation-*.json"))]
         }
-    caches = {path.parent.name: summary(LabelCache.open(path.parent)) for path in sorted(out.glob("*/manifest.json"))}
+    caches = {
+        path.parent.relative_to(out).as_posix(): coverage_curves(LabelCache.open(path.parent))
+        for path in sorted(out.rglob("manifest.json"))
+    }
     return {"runs": runs, "caches": caches}
 
 

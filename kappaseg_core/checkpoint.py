@@ -15,8 +15,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.config import to_plain
 from kappaseg_core.errors import UserError
-from kappaseg_core.files import file_sha256, write_atomic, write_text, writing
+from kappaseg_core.files import file_sha256, folders_to_make, remove_empty, write_atomic, write_text, writing
 from kappaseg_core.placement import Placement
 from kappaseg_core.structures import SceneSet
 
@@ -66,10 +69,13 @@ class State:
 
 
 class RunDirectory:
-    """One run's files. `open_run` makes or finds it."""
+    """One run's files. `open_run` makes or finds it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    made: the folders that this start of the program made for it, innermost first.
+    """
+
+    def __init__(self, path: Path, made: tuple[Path, ...] = ()) -> None:
+        self.path, self.made = path, made
 
     @property
     def is_complete(self) -> bool:
@@ -86,7 +92,7 @@ class RunDirectory:
     def save_state(self, state: State) -> None:
         meta = {"step": str(state.step), "numbers": json.dumps(state.numbers)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
-        write_atomic(self.path / "state.safetensors", lambda path: save_file(tensors, path, meta))
+        write_tensors(self.path / "state.safetensors", tensors, meta)
 
     def load_state(self) -> State | None:
         """The last saved moment; None for a run that has not saved one."""
@@ -129,6 +135,14 @@ class RunDirectory:
         for name in ("state.safetensors", "best.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Remove the files of a run that has learnt nothing, and the folders made for it that are empty then."""
+        if self.path.is_dir():
+            self.clean()
+            for name in ("run.yaml", "metrics.jsonl", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
+        remove_empty(self.made)
+
     def finish(self, model: nn.Module, summary: Summary) -> None:
         save_weights(model, self.path / "weights.safetensors")
         write_text(self.path / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
@@ -145,19 +159,21 @@ def open_run(
     """
     record = {"model": model, "config": to_plain(config), "inputs": dict(inputs), "class_names": list(class_names)}
     file = path / "run.yaml"
-    if file.exists():
+    if os.path.exists(file):  # which, unlike Path.exists, leaves a forbidden folder to the attempt to write below
         run = RunDirectory(path)
         if run.has_progress:
             refuse_other(path, read_record(path), record)
         else:  # stopped before anything was learnt, perhaps by the mistake that these other settings correct
             write_text(file, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
         return run
-    if path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+    if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
         raise UserError(f"{path} holds files but no run.yaml, so it is not a run directory; choose another --out")
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
-    return RunDirectory(path)
+    run = RunDirectory(path, made=folders_to_make(path))
+    with nothing_left_of_a_mistake(run):
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    return run
 
 
 def start_run(
@@ -167,11 +183,23 @@ def start_run(
     prints = {scene_set.split: scene_set.fingerprint() for scene_set in scenes}
     if config.backbone.weights:
         prints["weights"] = file_sha256(Path(config.backbone.weights))
+    run = RunDirectory(folder)
     if here.is_first:
         names = scenes[0].class_names
-        open_run(folder, model=model, config=config, class_names=names, inputs={**prints, **inputs})
+        run = open_run(folder, model=model, config=config, class_names=names, inputs={**prints, **inputs})
     here.wait()
-    return RunDirectory(folder)
+    return run
+
+
+@contextmanager
+def nothing_left_of_a_mistake(run: RunDirectory) -> Iterator[None]:
+    """Remove a run that a UserError ends before anything was learnt, with the folders that were made for it."""
+    try:
+        yield
+    except UserError:
+        if run.made and not run.has_progress:
+            run.discard()
+        raise
 
 
 def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -213,9 +241,20 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{path} is not a run directory (it has no run.yaml); give the folder that a training run wrote"
         )
     try:
-        return dict(yaml.safe_load(file.read_text("utf-8")))
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        record = dict(yaml.safe_load(file.read_text("utf-8")))
+        if missing := {"model", "config", "inputs", "class_names"} - record.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({' '.join(str(error).split())}); run the training again") from None
+    return record
+
+
+def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """Where two class lists part, in words; empty where they are one."""
+    for label, (old, new) in enumerate(zip(there, here, strict=False)):
+        if old != new:
+            return f"class {label} is {old!r} there and {new!r} here"
+    return f"{len(there)} classes there and {len(here)} here" if len(there) != len(here) else ""
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -243,7 +282,22 @@ def run_fingerprint(path: str | Path) -> str:
 def save_weights(model: nn.Module, path: Path) -> None:
     """A network's parameters and buffers as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_tensors(path, tensors)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = None) -> None:
+    """A safetensors file, there whole or not at all. Raises UserError where it cannot be written."""
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, meta)
+        except SafetensorError as error:  # it tells a full disk in words only
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+    write_atomic(path, write)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -260,6 +314,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{path} does not fit this network: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}"
+            f"{path} does not fit this network: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; "
+            "run the training again"
         )
     model.load_state_dict(tensors)

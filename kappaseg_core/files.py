@@ -6,8 +6,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kappaseg_core.errors import UserError
@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends without an error."""
+    """A temporary folder that becomes `path` when the block ends without an error; else nothing of it stays."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -54,8 +54,33 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
             sync_folder(path.parent)
-        finally:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            remove_empty([path.parent])
+            raise
+
+
+@contextmanager
+def no_empty_folders(path: Path) -> Iterator[None]:
+    """Where the block ends in an error, the folders that it made for `path` go again if they are empty."""
+    made = folders_to_make(path)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def folders_to_make(path: Path) -> tuple[Path, ...]:
+    """`path` and the parents of it that are not there yet, innermost first."""
+    return tuple(folder for folder in (path, *path.parents) if not os.path.exists(folder))
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, in this order, up to the first that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

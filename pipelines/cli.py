@@ -32,13 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"argument {rest[0]!r} was not expected; see kappaseg {arguments.verb} --help")
         return int(arguments.run(arguments, rest) or 0)
     except (UserError, CacheError) as error:
-        print(f"kappaseg: {error}", file=sys.stderr)
+        print(f"kappaseg: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("kappaseg: stopped; the same command goes on from the last saved step", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0
+
+
+def one_line(error: Exception) -> str:
+    """An error's message. A loader process hands its error on as a traceback's text, the message on the last line."""
+    *trace, line = str(error).strip().split("\n")
+    return line.partition(": ")[2] if trace else line
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +92,7 @@ def build_parser() -> Parser:
     lookup = verb(verbs, "lookup", run_lookup, "the ranked labels of images, from a cache (needs no torch)")
     lookup.add_argument("cache", metavar="CACHE", help="cache directory, for example OUT/labels")
     lookup.add_argument("ids", metavar="ID", nargs="+", help="image ids")
-    lookup.add_argument("--kappa", type=int, default=10, help="labels to show (default: 10)")
+    lookup.add_argument("--kappa", type=int, help="labels to show (default: 10, or all where fewer are stored)")
     lookup.add_argument("--json", action="store_true", help="print JSON")
 
     cache = verb(verbs, "cache", run_cache, "what a label cache holds, and whether it is whole")

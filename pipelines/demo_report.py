@@ -1,70 +1,27 @@
 """What a demo found: its run directories, cache and evaluations → one page and some plain sentences.
 
-Nothing is measured here; every figure is read from what the steps left behind. Legend: K all labels, κ kept labels.
+Every figure is read from what the steps left behind; only the label maps shown are made again.
+Legend: κ kept labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from kappaseg_core.checkpoint import RunDirectory, Summary
+from kappaseg_core.checkpoint import Summary
 from kappaseg_core.placement import place
-from label_cache import LabelCache, quality
-from pipelines.curves import Curve
+from pipelines.demo_chain import Chain
+from pipelines.demo_figures import curves, prior_coverage, ranking_table
 from pipelines.demo_words import NAMES, findings
 from pipelines.report import Example, RankedLabel, Report, Step, Table
-from stage1_multilabel.config import RankConfig, Stage1Config
-from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.evaluate import (
-    Evaluation,
-    load_segmentation,
-    open_test_scenes,
-    segment_image,
-)
+from pipelines.results_doc import Cell
+from stage2_segmentation.evaluate import load_segmentation, open_test_scenes, segment_image
 from stage2_segmentation.train import source_for
 
-#: κ of the coverage curves and of the ranking table, as far as there are as many labels
-CURVE_KAPPAS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 45, 64)
-TABLE_KAPPAS = (5, 10, 20, 32)
 RANKS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A finished chain. stage2: source of rankings → configuration.
-
-    scores: evaluations by source, and "told": the network trained on complete rankings, given the true labels at test.
-    commands: step → shell line.   costs: step → seconds and peak_memory_mib, for steps that keep no record themselves.
-    """
-
-    out: Path
-    stage1: Stage1Config
-    rank: RankConfig
-    stage2: Mapping[str, Stage2Config]
-    scores: Mapping[str, Evaluation]
-    commands: Mapping[str, str]
-    costs: Mapping[str, Mapping[str, float]]
-
-    @property
-    def classifier(self) -> RunDirectory:
-        return RunDirectory(self.out / "stage1")
-
-    @property
-    def cache(self) -> LabelCache:
-        return LabelCache.open(self.out / "labels")
-
-    @property
-    def kappa(self) -> int:
-        return round(self.scores["cache"].mean_kappa)
-
-    def run(self, source: str) -> RunDirectory:
-        return RunDirectory(self.out / self.stage2[source].run_name)
 
 
 def demo_report(chain: Chain, *, pictures: int, quick: bool) -> Report:
@@ -89,8 +46,8 @@ def demo_report(chain: Chain, *, pictures: int, quick: bool) -> Report:
         tables=(ranking_table(chain),),
         steps=steps(chain),
         class_names=chain.cache.class_names,
-        footer=f"Written by kappaseg demo; torch {torch.__version__}, {place(chain.stage1.loop).device.type}, "
-        f"{torch.get_num_threads()} threads, seed {chain.stage1.loop.seed}.",
+        footer=f"Written by kappaseg demo: torch {torch.__version__}, device {place(chain.stage1.loop).device.type}, "
+        f"seed {chain.stage1.loop.seed}.",
     )  # fmt: skip
 
 
@@ -107,7 +64,7 @@ def introduction(chain: Chain) -> str:
 
 def headline(chain: Chain) -> Table:
     """The three schemes (and the baseline told the truth) side by side."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, score in chain.scores.items():
         run = chain.run("complete" if name == "told" else name).summary()
         shares = (score.mIoU, score.class_coverage, score.pixel_accuracy, score.zero_iou_share)
@@ -155,82 +112,6 @@ def predicted(chain: Chain, source: str, pictures: int) -> list[np.ndarray]:
         image = torch.from_numpy(scene.image)
         maps.append(segment_image(model.to(here.device), image, ranking, config.inference, here).numpy())
     return maps
-
-
-def curves(chain: Chain) -> tuple[Curve, ...]:
-    """Loss of both stages, coverage over κ, and what stage two gains while it trains."""
-    runs = {name: chain.run(name).metrics() for name in chain.stage2}
-    return (
-        coverage_curve(chain),
-        Curve(
-            "mIoU on unseen images while stage two trains", "step", "mIoU, %",
-            {name: logged(lines, "val", "mIoU", 100) for name, lines in runs.items()},
-        ),
-        Curve("Loss of stage one", "step", "loss, summed over labels",
-              {"classifier": logged(chain.classifier.metrics(), "train", "loss")}),
-        Curve(
-            "Loss of stage two", "step", "cross-entropy per pixel",
-            {name: logged(lines, "train", "loss") for name, lines in runs.items()},
-            note="Not comparable in height: each is over another number of labels, and pixels whose label was not "
-            "ranked count as zero.",
-        ),
-    )  # fmt: skip
-
-
-def logged(
-    lines: Sequence[Mapping[str, Any]], kind: str, key: str, factor: float = 1.0
-) -> tuple[list[float], list[float]]:
-    """(steps, values) of one measure in metrics.jsonl."""
-    found = [line for line in lines if line["kind"] == kind]
-    return [line["step"] for line in found], [factor * line[key] for line in found]
-
-
-def coverage_curve(chain: Chain) -> Curve:
-    """Pixel coverage over κ of the classifier's ranking, on both splits, and of the frequency prior."""
-    cache, data = chain.cache, chain.rank.data
-    kappas = [kappa for kappa in CURVE_KAPPAS if kappa <= cache.k]
-    val, train = cache.read_split(data.val), cache.read_split(data.train)
-    series = {
-        "unseen images": quality.coverage_at(val, kappas),
-        "training images": quality.coverage_at(train, kappas),
-        "unseen images, frequency prior": quality.coverage_at(quality.frequency_prior(train, val), kappas),
-    }
-    shares = {name: (kappas, [100 * share for share in found.micro]) for name, found in series.items()}
-    return Curve("Pixels whose label is among the best κ", "κ", "pixel coverage, %", shares, (0, 102), "log",
-                 note="The frequency prior ranks by how common a label is and looks at no image.")  # fmt: skip
-
-
-def prior_coverage(chain: Chain, kappa: int) -> float:
-    """Pixel coverage of the κ most common labels, in 0..1."""
-    cache, data = chain.cache, chain.rank.data
-    prior = quality.frequency_prior(cache.read_split(data.train), cache.read_split(data.val))
-    return quality.coverage_at(prior, [kappa]).micro[0]
-
-
-def ranking_table(chain: Chain) -> Table:
-    """Stage one beside the frequency prior, on unseen images."""
-    cache, data, metrics = chain.cache, chain.rank.data, chain.classifier.summary().metrics
-    kappas = [kappa for kappa in TABLE_KAPPAS if kappa <= cache.k]
-    val, train = cache.read_split(data.val), cache.read_split(data.train)
-    rows = []
-    for name, columns in (("classifier", val), ("frequency prior", quality.frequency_prior(train, val))):
-        recall, coverage = quality.recall_at(columns, kappas), quality.coverage_at(columns, kappas)
-        for measure, shares in (
-            ("labels found", recall.micro), ("pixel coverage", coverage.micro), ("class coverage", coverage.class_mean)
-        ):  # fmt: skip
-            rows.append((f"{name}: {measure}", *(100 * share for share in shares)))
-    return Table(
-        "Stage one: share of the truth among the best κ labels, %",
-        ("on unseen images", *(f"κ = {kappa}" for kappa in kappas)),
-        tuple(rows),
-        f"mAP {100 * metrics['mAP_raw']:.1f} ({100 * metrics['mAP_envelope']:.1f} with the precision envelope), over "
-        f"{metrics['mAP_labels']:.0f} labels that occur. {kappa_99(metrics)}",
-    )
-
-
-def kappa_99(metrics: Mapping[str, float]) -> str:
-    own, prior = metrics["kappa_99"], metrics["prior_kappa_99"]
-    return f"99 % of the pixels are covered from κ = {own:.0f} on, with the prior from κ = {prior:.0f} on."
 
 
 def steps(chain: Chain) -> tuple[Step, ...]:

@@ -60,7 +60,10 @@ def comparison_words(
         f"and stage one {seconds['stage1']:.0f} s before it"
     )
     if gain > NOISE_POINTS:
-        return f"Ranking first helped: {measured} after equally many steps of stage two ({cost})."
+        return (
+            f"Ranking first helped: {measured} after equally many steps of stage two ({cost}). Whether the plain "
+            "network would catch up if it trained for stage one's time as well, this run does not show."
+        )
     if gain < -NOISE_POINTS:
         return f"Ranking first did not help: {measured} after equally many steps ({cost}). {why_not(scores)}"
     return (

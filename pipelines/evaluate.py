@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kappaseg_core.checkpoint import RunDirectory
+from kappaseg_core.checkpoint import RunDirectory, read_record, short
 from kappaseg_core.config import build, load_config, override, to_plain
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import write_text
@@ -23,6 +23,7 @@ from stage2_segmentation.evaluate import (
     load_segmentation,
     open_test_scenes,
 )
+from stage2_segmentation.sources import Source
 from stage2_segmentation.train import source_for
 
 #: settings that an evaluation may change; the others are part of the trained network
@@ -70,6 +71,8 @@ def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluat
     here = place(config.loop)
     scenes = open_test_scenes(config, class_names)
     source = source_for(config, scenes, at_test=True)
+    if "source.cache" not in dict(settings):
+        refuse_other_rankings(run, training, config, source)
     kappa = config.source.kept(len(class_names), at_test=True)
     result = evaluate_model(model.to(here.device), scenes, source, config.inference, here)
     record = {
@@ -84,6 +87,16 @@ def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluat
     }
     write_text(run / evaluation_name(config, training, kappa), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Config, source: Source) -> None:
+    """Raise UserError where the cache at its usual place is not the one that the network was trained on."""
+    trained_on = read_record(run)["inputs"].get("rankings")
+    if training.source.train == config.source.at_test and source.fingerprint != trained_on:
+        raise UserError(
+            f"{run} was trained on rankings {short(trained_on)}, the cache there now is {short(source.fingerprint)}; "
+            "train again or name this one with --source.cache"
+        )
 
 
 def changed(config: Stage2Config, settings: Sequence[tuple[str, str]]) -> Stage2Config:

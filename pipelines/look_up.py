@@ -10,12 +10,13 @@ from label_cache import LabelCache, quality
 from pipelines.tables import show_table
 
 KAPPAS = (1, 5, 10, 20, 25, 50, 100, 200)
+SHOWN = 10
 
 
-def print_labels(path: Path, image_ids: Sequence[str], kappa: int, *, as_json: bool = False) -> None:
-    """The first κ labels of each image with scores, as a table or as JSON."""
+def print_labels(path: Path, image_ids: Sequence[str], kappa: int | None = None, *, as_json: bool = False) -> None:
+    """The first κ labels of each image with scores, as a table or as JSON; κ not given: 10, or all stored."""
     cache = LabelCache.open(path)
-    found = cache.lookup(image_ids, kappa)
+    found = cache.lookup(image_ids, min(SHOWN, cache.k) if kappa is None else kappa)
     rows = [
         {"image_id": image_id, "rank": rank, "id": int(label), "name": cache.class_names[label],
          "score": round(float(score), 5), "source": str(source)}
@@ -48,19 +49,31 @@ def print_info(path: Path) -> int:
         "fingerprint": info.fingerprint[:12],
     }
     show_table(str(path), ["", ""], [[name, value] for name, value in facts.items()])
-    training = next((s for s in cache.splits if "held-out" not in info.sources[s]), None)
+    for split, series in coverage_curves(cache).items():
+        kinds = ", ".join(f"{count} {source}" for source, count in info.sources[split].items())
+        kappas = [str(kappa) for kappa in series.pop("kappa")]
+        rows = [[name.replace("_", " "), *(f"{100 * v:.1f}" for v in values)] for name, values in series.items()]
+        show_table(f"{split}: {kinds}", ["% at κ =", *kappas], rows)
+    return 0
+
+
+def coverage_curves(cache: LabelCache) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Per split, at each κ of KAPPAS that is stored: recall and coverage, also of the training split's frequencies."""
+    sources = quality.summary(cache).sources
+    training = next((split for split in cache.splits if "held-out" not in sources[split]), None)
+    kappas = tuple(kappa for kappa in KAPPAS if kappa <= cache.k)
+    curves: dict[str, dict[str, tuple[float, ...]]] = {}
     for split in cache.splits:
         columns = cache.read_split(split)
-        kappas = [kappa for kappa in KAPPAS if kappa <= cache.k]
-        kinds = ", ".join(f"{count} {source}" for source, count in info.sources[split].items())
-        recall, coverage = quality.recall_at(columns, kappas), quality.coverage_at(columns, kappas)
-        series = {"label recall": recall.micro, "pixel coverage": coverage.micro, "class coverage": coverage.class_mean}
+        coverage = quality.coverage_at(columns, kappas)
+        curves[split] = {
+            "kappa": kappas, "label_recall": quality.recall_at(columns, kappas).micro,
+            "pixel_coverage": coverage.micro, "class_coverage": coverage.class_mean,
+        }  # fmt: skip
         if training is not None:
-            prior = quality.frequency_prior(cache.read_split(training), columns)
-            series["coverage of the frequency prior"] = quality.coverage_at(prior, kappas).micro
-        rows = [[name, *(f"{100 * v:.1f}" for v in values)] for name, values in series.items()]
-        show_table(f"{split}: {kinds}", ["% at κ =", *map(str, kappas)], rows)
-    return 0
+            prior = quality.coverage_at(quality.frequency_prior(cache.read_split(training), columns), kappas)
+            curves[split] |= {"prior_pixel_coverage": prior.micro, "prior_class_coverage": prior.class_mean}
+    return curves
 
 
 def check_cache(path: Path) -> int:
@@ -68,5 +81,6 @@ def check_cache(path: Path) -> int:
     problems = quality.check(LabelCache.open(path))
     for line in problems:
         print(line)
-    print(f"{path}: {'whole' if not problems else f'{len(problems)} problems'}")
+    found = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "whole"
+    print(f"{path}: {found}")
     return 2 if problems else 0

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from kappaseg_core.checkpoint import class_difference
 from kappaseg_core.errors import UserError
-from kappaseg_core.files import write_atomic, writing
+from kappaseg_core.files import no_empty_folders, write_atomic, writing
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter, say
 from kappaseg_core.ranking import Ranking, complete_ranking, top_kappa
@@ -47,10 +48,10 @@ def predict_images(
     names = named_apart(images)
     pictures = [read_photo(path) for path in images]
     rank = live_ranking(config, class_names, classifier, here)
-    with writing(to):
-        to.mkdir(parents=True, exist_ok=True)
     rows = []
-    with Meter("segmenting", len(images), unit="image") as meter:
+    with no_empty_folders(to), Meter("segmenting", len(images), unit="image") as meter:
+        with writing(to):
+            to.mkdir(parents=True, exist_ok=True)
         for path, name, picture in zip(images, names, pictures, strict=True):
             ranking = rank(picture)
             found = segment_image(
@@ -58,7 +59,7 @@ def predict_images(
             ).numpy()
             drawn = overlay(picture, found, class_names)
             write_atomic(to / f"{name}.png", partial(drawn.save, format="PNG"))
-            write_atomic(to / f"{name}.labels.png", partial(save_labels, found))
+            write_atomic(to / f"{name}.labels.png", partial(save_labels, found, len(class_names)))
             rows.append([path.name, describe(found, ranking, class_names)])
             meter.advance()
     show_table(f"written to {to}", ["image", "labels found, by area"], rows)
@@ -75,9 +76,9 @@ def named_apart(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def save_labels(found: NDArray[Any], target: Path) -> None:
-    """Label ids as an 8-bit PNG, or 16-bit where an id needs it."""
-    Image.fromarray(found.astype(np.uint8 if found.max() < 256 else np.uint16)).save(target, "PNG")
+def save_labels(found: NDArray[Any], num_classes: int, target: Path) -> None:
+    """Label ids as a PNG: 8-bit for up to 256 labels, else 16-bit, so that all maps of a vocabulary are of one kind."""
+    Image.fromarray(found.astype(np.uint8 if num_classes <= 256 else np.uint16)).save(target, "PNG")
 
 
 def describe(found: NDArray[Any], ranking: Ranking, class_names: Sequence[str]) -> str:
@@ -98,8 +99,11 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
             "this run was trained on the ground truth, which a new image does not have; add --classifier RUN"
         )
     ranker = Ranker.of(classifier or Path(config.out) / "stage1")
-    if ranker.class_names != class_names:
-        raise UserError(f"classifier {ranker.run} knows other classes than the run; give the one it was trained with")
+    if difference := class_difference(class_names, ranker.class_names):
+        raise UserError(
+            f"classifier {ranker.run} has another class list than the run: {difference}; "
+            "give the one that it was trained with"
+        )
     network = ranker.load(here.device)
     images = EvalImages(ranker.config.augment.image_size, network.backbone.mean, network.backbone.std)
     kappa = config.source.kept(len(class_names), at_test=True)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kappaseg_core.checkpoint import load_model, read_record, run_fingerprint
+from kappaseg_core.checkpoint import class_difference, load_model, read_record, run_fingerprint
 from kappaseg_core.config import LoopConfig, build, fingerprint
 from kappaseg_core.errors import UserError
+from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import folds_of, label_counts
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import say
@@ -63,25 +64,26 @@ def rank_images(config: RankConfig) -> LabelCache:
     refuse_other_classes(ranker, splits[config.data.train])
     runs = {"": ranker, **fold_rankers(ranker, config)}
     key = cache_key(ranker, runs, splits, config)
-    writer = CacheWriter(Path(config.cache or Path(config.out) / "labels"), key, ranker.class_names)
-    if not here.agree(writer.is_committed()):
-        counts = {
-            name: write_split(writer, runs, scenes, config, here, is_train=name == config.data.train)
-            for name, scenes in splits.items()
-        }
-        if here.is_first:
-            writer.commit(counts)
-        here.wait()
-    return LabelCache.open(writer.path)
+    folder = Path(config.cache or Path(config.out) / "labels")
+    with no_empty_folders(folder):
+        writer = CacheWriter(folder, key, ranker.class_names)
+        if not here.agree(writer.is_committed()):
+            counts = {
+                name: write_split(writer, runs, scenes, config, here, is_train=name == config.data.train)
+                for name, scenes in splits.items()
+            }
+            if here.is_first:
+                writer.commit(counts)
+            here.wait()
+    return LabelCache.open(folder)
 
 
 def refuse_other_classes(ranker: Ranker, scenes: SceneSet) -> None:
-    if ranker.class_names == scenes.class_names:
-        return
-    raise UserError(
-        f"classifier {ranker.run} knows {len(ranker.class_names)} classes ({ranker.class_names[0]}, …), "
-        f"the data set has {len(scenes.class_names)} ({scenes.class_names[0]}, …); rank with a classifier of this set"
-    )
+    if difference := class_difference(ranker.class_names, scenes.class_names):
+        raise UserError(
+            f"classifier {ranker.run} was trained on another class list: {difference}; "
+            "rank with a classifier of this data set"
+        )
 
 
 def fold_rankers(ranker: Ranker, config: RankConfig) -> dict[str, Ranker]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kappaseg_core.checkpoint import Summary, start_run
+from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
 from kappaseg_core.feeding import Examples, batches, collate
 from kappaseg_core.label_counts import folds_of, label_counts
 from kappaseg_core.loop import fit
@@ -49,32 +49,33 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
     if run.is_complete:
         return run.summary()
 
-    truth = label_counts(train, kept)
-    model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
-    examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
-    given = "image"
-    if config.loop.cached_views and config.backbone.is_frozen:
-        examples = training_bank(config, "labels", examples, train, model.backbone, here)
-        given = "features"
-    if config.fold:
-        examples = selected(examples, kept)
+    with nothing_left_of_a_mistake(run):
+        truth = label_counts(train, kept)
+        model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
+        examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
+        given = "image"
+        if config.loop.cached_views and config.backbone.is_frozen:
+            examples = training_bank(config, "labels", examples, train, model.backbone, here)
+            given = "features"
+        if config.fold:
+            examples = selected(examples, kept)
 
-    pack = partial(collate, given=given, target="labels")
+        pack = partial(collate, given=given, target="labels")
 
-    def feed(first_step: int) -> Iterator[Batch]:
-        return batches(examples, pack, config.loop, here, first_step=first_step)
+        def feed(first_step: int) -> Iterator[Batch]:
+            return batches(examples, pack, config.loop, here, first_step=first_step)
 
-    test_truth = label_counts(test, test_rows)
+        test_truth = label_counts(test, test_rows)
 
-    def evaluate(network: nn.Module) -> dict[str, float]:
-        assert isinstance(network, Classifier)
-        scores = scores_of(network, test, test_rows, config.augment.image_size, here)
-        return ranking_quality(scores, test_truth, truth)
+        def evaluate(network: nn.Module) -> dict[str, float]:
+            assert isinstance(network, Classifier)
+            scores = scores_of(network, test, test_rows, config.augment.image_size, here)
+            return ranking_quality(scores, test_truth, truth)
 
-    return fit(
-        MultiLabelTask(model, config.loss), feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here,
-        metric=SELECTION_METRIC, spent_seconds=time.perf_counter() - started,
-    )  # fmt: skip
+        return fit(
+            MultiLabelTask(model, config.loss), feed, evaluate, optim=config.optim, loop=config.loop, run=run,
+            place=here, metric=SELECTION_METRIC, spent_seconds=time.perf_counter() - started,
+        )  # fmt: skip
 
 
 def split_for(config: Stage1Config, train: SceneSet, val: SceneSet) -> tuple[list[int], SceneSet, list[int]]:

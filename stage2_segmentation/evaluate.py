@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kappaseg_core.checkpoint import load_model, read_record
+from kappaseg_core.checkpoint import class_difference, load_model, read_record
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.metrics import ConfusionSums, CoverageSums, label_pixels
@@ -71,10 +71,10 @@ def load_segmentation(
 def open_test_scenes(config: Stage2Config, class_names: tuple[str, ...]) -> SceneSet:
     """The validation split of a run's data. Raises UserError where its classes are not the run's."""
     scenes = open_scenes(config.data, config.data.val)
-    if scenes.class_names != class_names:
+    if difference := class_difference(class_names, scenes.class_names):
         raise UserError(
-            f"the run knows {len(class_names)} classes ({class_names[0]}, …), the data set {config.data.root} has "
-            f"{len(scenes.class_names)} ({scenes.class_names[0]}, …); evaluate on the data set of the run"
+            f"the run was trained on another class list than that of {config.data.root}: {difference}; "
+            "evaluate on the data set of the run"
         )
     return scenes
 

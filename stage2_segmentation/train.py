@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kappaseg_core.checkpoint import Summary, start_run
+from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
 from kappaseg_core.feeding import Examples, batches, collate
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import place
@@ -47,28 +47,29 @@ def train_segmentation(config: Stage2Config) -> Summary:
     if run.is_complete:
         return run.summary()
 
-    examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
-    given = "image"
-    if config.loop.cached_views and config.backbone.is_frozen:
-        examples = training_bank(config, "mask", examples, train, model.backbone, here)
-        given = "features"
+    with nothing_left_of_a_mistake(run):
+        examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
+        given = "image"
+        if config.loop.cached_views and config.backbone.is_frozen:
+            examples = training_bank(config, "mask", examples, train, model.backbone, here)
+            given = "features"
 
-    pack = partial(collate, given=given, target="mask")
+        pack = partial(collate, given=given, target="mask")
 
-    def feed(first_step: int) -> Iterator[Batch]:
-        return batches(examples, pack, config.loop, here, first_step=first_step)
+        def feed(first_step: int) -> Iterator[Batch]:
+            return batches(examples, pack, config.loop, here, first_step=first_step)
 
-    def evaluate(network: nn.Module) -> dict[str, float]:
-        assert isinstance(network, SegmentationModel)
-        return evaluate_model(network, val, test_source, config.inference, here).numbers()
+        def evaluate(network: nn.Module) -> dict[str, float]:
+            assert isinstance(network, SegmentationModel)
+            return evaluate_model(network, val, test_source, config.inference, here).numbers()
 
-    task = SegmentTask(
-        model, train_source, num_classes, force=config.source.missed == "force", loss_stride=config.loss.stride
-    )
-    return fit(
-        task, feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here, metric="mIoU",
-        spent_seconds=time.perf_counter() - started,
-    )  # fmt: skip
+        task = SegmentTask(
+            model, train_source, num_classes, force=config.source.missed == "force", loss_stride=config.loss.stride
+        )
+        return fit(
+            task, feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here, metric="mIoU",
+            spent_seconds=time.perf_counter() - started,
+        )  # fmt: skip
 
 
 def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Source:

@@ -30,6 +30,8 @@ class Options:
     """hidden width of the feed-forward part; null = 4 × width"""
     depth: int = 2
     dropout: float = 0.1
+    attention_dropout: float | None = None
+    """of the attention weights; null = dropout (as published). With 0 the fused kernels of the CPU can be used"""
     rank_scale: Literal["shared", "rank", "layer_norm"] = "layer_norm"
     unbiased: bool = False
     """layer_norm with the unbiased variance, as in the released ground-truth head"""
@@ -55,7 +57,9 @@ class Segmenter(nn.Module):
         ffn = options.ffn or 4 * width
         self.proj_dec = nn.Linear(in_channels, width)
         self.cls_emb = nn.Parameter(torch.empty(num_classes, width))
-        self.blocks = nn.ModuleList(Block(width, heads, ffn, options.dropout) for _ in range(options.depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, ffn, options.dropout, options.attention_dropout) for _ in range(options.depth)
+        )
         self.decoder_norm = nn.LayerNorm(width)
         self.proj_patch = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(width, width) * width**-0.5)

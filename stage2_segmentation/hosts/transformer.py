@@ -10,12 +10,15 @@ class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)). tokens [B, N, D] → [B, N, D].
 
     attend: bool [B, N], the tokens that may be looked at; None = all of them.
+    attention_dropout: of the attention weights; None = dropout, as everywhere else in the block.
     """
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, ffn: int, dropout: float, attention_dropout: float | None = None
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = SelfAttention(width, heads, dropout)
+        self.attn = SelfAttention(width, heads, dropout, attention_dropout)
         self.mlp = FeedForward(width, ffn, dropout)
 
     def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
@@ -25,9 +28,9 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float | None) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, dropout if attention_dropout is None else attention_dropout
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
