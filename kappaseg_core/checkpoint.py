@@ -131,9 +131,11 @@ class RunDirectory:
             file.write(line + "\n")
 
     def clean(self) -> None:
-        """Remove what only an interrupted run needs."""
+        """Remove what only an interrupted run needs, and what kills while writing have left."""
         for name in ("state.safetensors", "best.safetensors"):
             (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob(".tmp??????"):  # safetensors writes under such a name
+            path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the files of a run that has learnt nothing, and the folders made for it that are empty then."""
@@ -187,6 +189,8 @@ def start_run(
     if here.is_first:
         names = scenes[0].class_names
         run = open_run(folder, model=model, config=config, class_names=names, inputs={**prints, **inputs})
+        if run.is_complete:
+            run.clean()  # perhaps killed between its last two files
     here.wait()
     return run
 

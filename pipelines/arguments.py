@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from kappaseg_core.errors import UserError
+
+
+def apart(words: Sequence[str], flags: Collection[str]) -> tuple[list[str], list[str]]:
+    """A verb's own words and those of its settings (`--name value` with a name that is none of its flags), in order.
+
+    argparse would give the value of an option that it does not know to the next positional argument.
+    """
+    own: list[str] = []
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not is_flag(word) or word.partition("=")[0] in flags:
+            own.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and rest and not is_flag(rest[0]):
+            settings.append(rest.pop(0))
+    return own, settings
 
 
 def split_settings(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -37,5 +57,13 @@ def settings_help(kind: type[Any], usage: str) -> str:
 
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(kind, args=["--help"], prog=usage, config=(tyro.conf.FlagConversionOff,))
+        shown = with_a_name(kind())
+        tyro.cli(kind, args=["--help"], prog=usage, default=shown, config=(tyro.conf.FlagConversionOff,))
     return text.getvalue()
+
+
+def with_a_name(config: Any) -> Any:
+    """A configuration with NAME: VALUE in its free groups, which tyro does not show while they are empty."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    groups = {name: with_a_name(value) for name, value in values.items() if is_dataclass(value)}
+    return replace(config, **groups, **{name: {"NAME": "VALUE"} for name, value in values.items() if value == {}})

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from kappaseg_core.config import DataConfig, build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
-from pipelines.arguments import settings_help, split_settings
+from pipelines.arguments import apart, settings_help, split_settings
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -27,10 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:
-        arguments, rest = parser.parse_known_args(words)
-        if getattr(arguments, "settings", None) is None and rest:
+        own, settings = words, list[str]()
+        chosen = parser.verbs.get(words[0]) if words else None
+        if chosen is not None and chosen.get_default("settings"):
+            own, settings = apart(words, chosen.flags())
+        arguments, rest = parser.parse_known_args(own)
+        if rest:
             raise UserError(f"argument {rest[0]!r} was not expected; see kappaseg {arguments.verb} --help")
-        return int(arguments.run(arguments, rest) or 0)
+        return int(arguments.run(arguments, settings) or 0)
     except (UserError, CacheError) as error:
         print(f"kappaseg: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
@@ -42,13 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message. A loader process hands its error on as a traceback's text, the message on the last line."""
-    *trace, line = str(error).strip().split("\n")
-    return line.partition(": ")[2] if trace else line
+    """An error's message. A loader process hands its error on as a traceback's text, `kind: message` at its end."""
+    text = str(error).strip()
+    if "\nOriginal Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
+    """argparse whose errors are ours: one line. Flags are not abbreviated. verbs: the parser of each."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **keywords})
+        self.verbs: dict[str, Parser] = {}
+
+    def flags(self) -> set[str]:
+        return {flag for action in self._actions for flag in action.option_strings}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -110,6 +123,7 @@ def build_parser() -> Parser:
     data.add_argument("root", metavar="ROOT", help="folder of the data set, or a packed file")
     data.add_argument("destination", metavar="FILE", nargs="?", help="pack: the file to write")
     data.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all (check), train and val (pack)")
+    parser.verbs = verbs.choices
     return parser
 
 

@@ -6,16 +6,18 @@ Legend: κ kept labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from kappaseg_core.checkpoint import Summary
 from kappaseg_core.placement import place
 from pipelines.demo_chain import Chain
 from pipelines.demo_figures import curves, prior_coverage, ranking_table
 from pipelines.demo_words import NAMES, findings
+from pipelines.draw import paint, photograph, ranking_panel, side_by_side
 from pipelines.report import Example, RankedLabel, Report, Step, Table
 from pipelines.results_doc import Cell
 from stage2_segmentation.evaluate import load_segmentation, open_test_scenes, segment_image
@@ -98,6 +100,19 @@ def examples(chain: Chain, pictures: int) -> tuple[Example, ...]:
         made = {name: images[index] for name, images in maps.items()}
         shown.append(Example(scene.image_id, scene.image, scene.mask, made, ranking))
     return tuple(shown)
+
+
+def overview(example: Example, class_names: Sequence[str]) -> Image.Image:
+    """One example as one picture: the scene, its ranked labels, the truth, and the maps of two schemes."""
+    maps = {"the truth": example.truth, "found among all": example.maps["complete"],
+            "found among the kept": example.maps["cache"]}  # fmt: skip
+    painted = [(title, paint(example.image, labels, opacity=1.0)) for title, labels in maps.items()]
+    ranked = ranking_panel(
+        [class_names[rank.label] for rank in example.ranking], [rank.score for rank in example.ranking],
+        [rank.present for rank in example.ranking], labels=[rank.label for rank in example.ranking],
+        height=painted[0][1].height,
+    )  # fmt: skip
+    return side_by_side([("a scene", photograph(example.image)), ("its labels, ranked", ranked), *painted])
 
 
 def predicted(chain: Chain, source: str, pictures: int) -> list[np.ndarray]:

@@ -8,17 +8,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+UNLIMITED = 10_000  # columns of text that goes to a file or a program
+
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; numbers to the right. Plain text where the output is no terminal."""
-    show_header = any(columns)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=show_header)
+    """Print a table; numbers to the right. Plain text, a line per row, where the output is no terminal."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns))
     for place, column in enumerate(columns):
         numeric = bool(rows) and all(is_number(row[place]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=False).print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNLIMITED
+    if title:
+        console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def show_numbers(title: str, numbers: Mapping[str, float]) -> None:
