@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends without an error; else nothing of it stays."""
+    """A temporary folder that becomes `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -54,10 +54,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
             sync_folder(path.parent)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            remove_empty([path.parent])
-            raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ decides its content, so stage one, its folds and every stage-two run of one sett
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,6 @@ def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: nn.
     views, seed = key["views"], key["seed"]
     rows = [(index, view) for index in range(len(examples)) for view in range(views)]
     features = targets = None
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as temporary, Meter("feature bank", len(rows), unit="view") as meter:
         for start in range(0, len(rows), GROUP):
             group = rows[start : start + GROUP]
@@ -105,7 +105,12 @@ def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: nn.
 
 
 def open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    """A new array in a file, its space reserved: a full disk is then an error here, no signal at a later write."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def selected(examples: Examples, indices: list[int]) -> Examples:

@@ -13,6 +13,7 @@ from torch import nn
 
 from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
 from kappaseg_core.feeding import Examples, batches, collate
+from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import folds_of, label_counts
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import place
@@ -49,7 +50,7 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
     if run.is_complete:
         return run.summary()
 
-    with nothing_left_of_a_mistake(run):
+    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
         truth = label_counts(train, kept)
         model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)

@@ -12,6 +12,7 @@ from torch import nn
 
 from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
 from kappaseg_core.feeding import Examples, batches, collate
+from kappaseg_core.files import no_empty_folders
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import place
 from kappaseg_core.scenes import open_scenes
@@ -47,7 +48,7 @@ def train_segmentation(config: Stage2Config) -> Summary:
     if run.is_complete:
         return run.summary()
 
-    with nothing_left_of_a_mistake(run):
+    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
         given = "image"
         if config.loop.cached_views and config.backbone.is_frozen:
