@@ -40,6 +40,7 @@ def train_segmentation(config: Stage2Config) -> Summary:
     model = build_segmentation(
         config.backbone, config.host, num_classes=num_classes,
         kappa=scale_length(config, num_classes), image_size=config.augment.crop,
+        all_labels=config.source.train == "complete",
     )  # fmt: skip
     run = start_run(
         Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,

@@ -17,6 +17,8 @@ from kappaseg_core.rank_scale import RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
 
+LEAST_SCORE = 1e-3  # scores below count as this: a label forced into the ranking must stay possible
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,6 +37,9 @@ class Options:
     rank_scale: Literal["shared", "rank", "layer_norm"] = "layer_norm"
     unbiased: bool = False
     """layer_norm with the unbiased variance, as in the released ground-truth head"""
+    score_prior: bool = False
+    """add w · log p_k to the logit of rank k, with p_k its label score and w learned (ours): pixels then weigh how sure
+    the ranking is of a label, not only its place"""
 
 
 class Segmenter(nn.Module):
@@ -64,21 +69,22 @@ class Segmenter(nn.Module):
         self.proj_patch = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.rank_scale = RankScale(kappa, options.rank_scale, unbiased=options.unbiased)
+        self.score_weight = nn.Parameter(torch.ones(())) if options.score_prior else None
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
         self.apply(init_linear)
 
     def forward(self, features: Tensor, ranking: Ranking) -> Tensor:
         classes = F.embedding(ranking.labels, self.cls_emb)
-        return self.decode(self.read(features), classes, ranking.valid, features.shape[-2:])
+        return self.decode(self.read(features), classes, ranking, features.shape[-2:])
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D], row by row."""
         tokens: Tensor = self.proj_dec(features.flatten(2).mT)
         return tokens
 
-    def decode(self, patches: Tensor, classes: Tensor, valid: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Patch tokens [B, P, D], class tokens [B, κ, D] in rank order, valid bool [B, κ] → f32 [B, κ, h, w]."""
-        count = patches.shape[1]
+    def decode(self, patches: Tensor, classes: Tensor, ranking: Ranking, grid: tuple[int, ...]) -> Tensor:
+        """Patch tokens [B, P, D] and class tokens [B, κ, D] in rank order → rank_logits f32 [B, κ, h, w]."""
+        count, valid = patches.shape[1], ranking.valid
         tokens, attend = torch.cat([patches, classes], dim=1), None
         if not bool(valid.all()):
             attend = F.pad(valid, (count, 0), value=True)
@@ -91,6 +97,8 @@ class Segmenter(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):  # cosines in bf16 are only good to 0.4 %
             cosine = patches @ classes.mT
         logits: Tensor = self.rank_scale(cosine, valid[:, None])
+        if self.score_weight is not None:
+            logits = logits + self.score_weight * ranking.scores.float().clamp_min(LEAST_SCORE).log()[:, None]
         return logits.masked_fill(~valid[:, None], PADDING_LOGIT).mT.unflatten(2, grid)
 
 

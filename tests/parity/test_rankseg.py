@@ -80,7 +80,7 @@ def run(joint: tuple[Reference, Segmenter, EncoderLabelBranch]) -> tuple[Tensor,
     logits, classes, patches = branch(host, x)
     ranking = top_kappa(logits.sigmoid(), stored.sizes["topk"])
     kept = classes.gather(1, ranking.labels[..., None].expand(-1, -1, classes.shape[2]))
-    return logits, ranking, host.decode(patches, kept, ranking.valid, x.shape[-2:])
+    return logits, ranking, host.decode(patches, kept, ranking, x.shape[-2:])
 
 
 def test_the_joint_head_gives_the_published_label_logits(
