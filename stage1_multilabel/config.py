@@ -12,9 +12,9 @@ from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimCo
 class HeadConfig:
     """The label head on the backbone's final map."""
 
-    preset: Literal["rankseg", "official", "fast", "gap"] = "rankseg"
+    preset: Literal["rankseg", "official", "fast", "gap", "lse"] = "rankseg"
     """rankseg: our guess of the paper's slim head; official: Query2Label's; fast: a quarter of its cost;
-    gap: pooled linear"""
+    gap, lse: one linear layer with average or soft maximum pooling"""
     width: int | None = None
     """overrides the preset's width; null = the preset's"""
     ffn: int | None = None

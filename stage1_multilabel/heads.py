@@ -27,7 +27,8 @@ LAYERS = {
     "fast": {"width": 768, "project": True, "ffn": 2048, "heads": 8, "encoder_layers": 0, "decoder_layers": 2},
 }
 PRESETS: dict[str, dict[str, Any]] = {name: {**sizes, "dropout": 0.1} for name, sizes in LAYERS.items()}
-PRESETS["gap"] = {"dropout": 0.0}
+PRESETS["gap"] = {"dropout": 0.0, "pooling": "mean"}
+PRESETS["lse"] = {"dropout": 0.0, "pooling": "log_sum_exp"}
 
 
 def build_head(name: str, in_channels: int, num_classes: int, **overrides: Any) -> Query2Label | PooledLinear:
@@ -39,9 +40,9 @@ def build_head(name: str, in_channels: int, num_classes: int, **overrides: Any) 
     if name not in PRESETS:
         raise UserError(f"head preset {name!r} is unknown; wanted one of {', '.join(PRESETS)}")
     settings = PRESETS[name] | overrides
-    if name == "gap":
-        if unknown := settings.keys() - {"dropout"}:
-            raise UserError(f"head preset 'gap' has no {', '.join(sorted(unknown))}; it takes dropout alone")
+    if "pooling" in settings:
+        if unknown := settings.keys() - PRESETS[name].keys():
+            raise UserError(f"head preset {name!r} has no {', '.join(sorted(unknown))}; it takes dropout alone")
         return PooledLinear(in_channels, num_classes, **settings)
     settings = {"width": in_channels, "chunk": None} | settings
     settings = {"project": settings["width"] != in_channels} | settings
@@ -143,17 +144,28 @@ class Query2Label(nn.Module):
 
 
 class PooledLinear(nn.Module):
-    """The plain multi-label classifier: global average pooling, one linear layer. [B, C, h, w] → logits f32 [B, K]."""
+    """The plain multi-label classifiers: one linear layer, pooled over the cells. [B, C, h, w] → logits f32 [B, K].
 
-    def __init__(self, in_channels: int, num_classes: int, dropout: float) -> None:
+    pooling: "mean" = global average pooling, then the linear layer. "log_sum_exp" = the layer at every cell, then
+    log (1/T Σ_t exp z_tk), a soft maximum (Pinheiro and Collobert, CVPR 2015): a label that fills a few cells need not
+    outweigh all others. It holds T logits per label.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, dropout: float, pooling: Literal["mean", "log_sum_exp"] = "mean"
+    ) -> None:
         super().__init__()
         self.drop = nn.Dropout(dropout)
         self.linear = nn.Linear(in_channels, num_classes)
+        self.pooling = pooling
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.linear(self.drop(features.float().mean((2, 3))))
-            return logits
+            cells = self.drop(features.float().flatten(2).mT)
+            if self.pooling == "mean":
+                logits: Tensor = self.linear(cells.mean(1))
+                return logits
+            return torch.logsumexp(self.linear(cells), dim=1) - math.log(cells.shape[1])
 
     @torch.no_grad()
     def set_prior(self, frequency: Tensor) -> None:

@@ -101,9 +101,9 @@ def test_dropout_acts_only_while_training(head: Heads, features: Features) -> No
     assert not torch.equal(ffn(torch.ones(1, 1, D)), ffn(torch.ones(1, 1, D)))
 
 
-@pytest.mark.parametrize("name", ["rankseg", "gap"])
+@pytest.mark.parametrize("name", ["rankseg", "gap", "lse"])
 def test_the_prior_becomes_the_score_of_a_head_that_knows_nothing(name: str) -> None:
-    sizes = {} if name == "gap" else {"ffn": 12, "heads": 2}
+    sizes = {} if name in ("gap", "lse") else {"ffn": 12, "heads": 2}
     built = build_head(name, D, K, **sizes).eval()
     weight = built.linear.weight if isinstance(built, PooledLinear) else built.weight
     nn.init.zeros_(weight)
@@ -121,6 +121,29 @@ def test_the_pooled_head_is_a_linear_layer_on_the_mean(features: Features) -> No
     maps = features()
     expected = maps.mean((2, 3)) @ built.linear.weight.T + built.linear.bias
     torch.testing.assert_close(built(maps), expected)
+
+
+def test_the_soft_maximum_lies_between_the_mean_and_the_largest_cell(features: Features) -> None:
+    built = build_head("lse", C, K).eval()
+    assert isinstance(built, PooledLinear)
+    maps = features()
+    cells = torch.einsum("bchw,kc->bkhw", maps, built.linear.weight).flatten(2) + built.linear.bias[:, None]
+    found = built(maps)
+    torch.testing.assert_close(found, cells.exp().mean(2).log())
+    assert (found > cells.mean(2)).all() and (found < cells.amax(2)).all()
+
+
+def test_the_soft_maximum_finds_a_label_that_fills_one_cell() -> None:
+    """Mean pooling dilutes the one cell by all others; both heads have the same weights."""
+    maps = torch.full((1, 1, 4, 4), -4.0)
+    maps[..., 0, 0] = 8.0
+    mean, soft = build_head("gap", 1, 1), build_head("lse", 1, 1)
+    for built in (mean, soft):
+        assert isinstance(built, PooledLinear)
+        nn.init.ones_(built.linear.weight)
+        nn.init.zeros_(built.linear.bias)
+    assert mean(maps).item() == pytest.approx((8 - 15 * 4) / 16)
+    assert soft(maps).item() > 5.0
 
 
 def test_presets_take_the_width_of_the_backbone_and_project_only_to_another() -> None:
@@ -143,7 +166,7 @@ def test_sizes_that_do_not_fit_are_one_clear_error(head: Heads) -> None:
     ):
         with pytest.raises(UserError, match=message):
             head(**changes)
-    with pytest.raises(UserError, match="'mlp' is unknown; wanted one of rankseg, official, fast, gap"):
+    with pytest.raises(UserError, match="'mlp' is unknown; wanted one of rankseg, official, fast, gap, lse"):
         build_head("mlp", C, K)
     with pytest.raises(UserError, match="'gap' has no ffn, width"):
         build_head("gap", C, K, width=8, ffn=12)
