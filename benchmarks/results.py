@@ -76,7 +76,7 @@ STUDIES = (
         "4,000 training and 400 validation scenes of 64 pixels with about six labels each, made by the program; the "
         "scenes were fixed before any method was run on them. Everything is trained from random numbers, with the same "
         "number of stage-two steps for every source. Each seed draws new weights and a new order of the same scenes.",
-        MAIN, (("stage1", "Query2Label, one layer"),),
+        MAIN, (("stage1", "linear, soft maximum"),),
     ),
 )  # fmt: skip
 

@@ -88,10 +88,10 @@ def pick_device(name: str, local: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"loop.device = {name!r}, wanted auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device = {name!r}, wanted auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"loop.device = {name!r}, but torch finds no GPU here; use cpu or auto")
+            raise UserError(f"device = {name!r}, but torch finds no GPU here; use cpu or auto")
         device = torch.device("cuda", local if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device

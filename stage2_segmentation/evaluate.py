@@ -130,6 +130,8 @@ def evaluation_name(config: Stage2Config, training: Stage2Config, kappa: int) ->
     words = [config.source.at_test]
     if config.source.at_test == "cache":
         words.append(f"kappa{kappa}")
+        if config.source.cache != training.source.cache:
+            words.append(f"from-{Path(str(config.source.cache)).name}")
     inference: dict[str, Any] = asdict(config.inference)
     words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
     words += [config.data.val] if config.data.val != training.data.val else []

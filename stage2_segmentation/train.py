@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
+from kappaseg_core.checkpoint import (
+    RunDirectory,
+    Summary,
+    nothing_left_of_a_mistake,
+    run_fingerprint,
+    start_run,
+)
 from kappaseg_core.feeding import Examples, batches, collate
 from kappaseg_core.files import no_empty_folders
 from kappaseg_core.loop import fit
@@ -82,5 +88,12 @@ def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Sour
         class_names=scenes.class_names,
         splits={scenes.split: scenes.fingerprint()},
         cache=Path(wanted.cache or Path(config.out) / "labels"),
+        model=None if at_test or wanted.cache else classifier_beside(Path(config.out)),
     )
     return build_source(wanted.at_test if at_test else wanted.train, inputs)
+
+
+def classifier_beside(out: Path) -> str | None:
+    """Fingerprint of the finished classifier in OUT/stage1, which the cache in OUT/labels has to be from."""
+    run = out / "stage1"
+    return run_fingerprint(run) if RunDirectory(run).is_complete else None

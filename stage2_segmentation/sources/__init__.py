@@ -43,6 +43,8 @@ class SourceInputs:
     """split name → fingerprint of its images, for the splits that will be asked for"""
     cache: Path
     """directory of the label cache"""
+    model: str | None = None
+    """fingerprint of the classifier that made it; None = any"""
 
     @property
     def num_classes(self) -> int:

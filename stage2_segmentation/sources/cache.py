@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking
 from label_cache import Expectation, LabelCache
 from stage2_segmentation.sources import SourceInputs
@@ -35,5 +36,11 @@ class Cached:
 
 def build(inputs: SourceInputs) -> Cached:
     cache = LabelCache.open(inputs.cache, expect=Expectation(class_names=inputs.class_names, dataset=inputs.splits))
+    key = cache.key
+    if inputs.model is not None and key.folds == 0 and key.model != inputs.model:
+        raise UserError(
+            f"cache {inputs.cache} is from classifier {key.model[:12]}, the one beside it is {inputs.model[:12]}; "
+            f"rank again into another --cache, or say --source.cache {inputs.cache} to use it as it is"
+        )
     cache.lookup([], inputs.kappa)  # a κ that the cache does not store is refused now, not at the first batch
     return Cached(cache, inputs.kappa)

@@ -235,10 +235,21 @@ def test_a_cache_made_anew_does_not_serve_a_run_that_was_trained_on_another(chai
     (chain.out / "labels").rename(chain.home / "old labels")
     (chain.home / "second" / "labels").rename(chain.out / "labels")
     main(["lookup", "out/labels", "v0"])  # its index
-    refused(chain, chain.words("run-stage2"), "another configuration: inputs.rankings is")
-    refused(chain, ["evaluate", "out"], "stage2-cache was trained on rankings", "or name this one with --source.cache")
-    assert main(["evaluate", "out", "--source.cache", "out/labels"]) == 0
-    assert main(["evaluate", "out", "--source.cache", "old labels"]) == 0
+    named = ["--source.cache", "out/labels"]
+    for words in (chain.words("run-stage2"), chain.words("run-stage2", "--name", "fresh")):
+        refused(chain, words, "is from classifier", "the one beside it is", "rank again", "out/labels to use it")
+    refused(chain, chain.words("run-stage2", *named), "another configuration: ")
+    assert main(chain.words("run-stage2", "--name", "fresh", *named)) == 0
+    refused(
+        chain,
+        ["evaluate", "out/stage2-cache"],
+        "stage2-cache was trained on rankings",
+        "or name this one with --source.cache",
+    )
+    for cache in ("out/labels", "old labels"):
+        assert main(["evaluate", "out/stage2-cache", "--source.cache", cache]) == 0
+    names = {path.name for path in (chain.out / "stage2-cache").glob("evaluation-*")}
+    assert {"evaluation-cache-kappa2-from-labels.json", "evaluation-cache-kappa2-from-oldlabels.json"} <= names
 
 
 def test_more_ranks_than_the_cache_stores_are_refused(chain: Any, refused: Any) -> None:
@@ -445,7 +456,7 @@ def test_a_gpu_that_is_not_there_is_not_replaced_by_the_processor(fresh: Any, re
 
 def test_a_device_of_no_kind_is_refused(fresh: Any, refused: Any) -> None:
     words = fresh.words("run-stage1", "--loop.device", "gpu")
-    refused(fresh, words, "loop.device = 'gpu', wanted auto, cpu, cuda or cuda:N")
+    refused(fresh, words, "device = 'gpu', wanted auto, cpu, cuda or cuda:N")
 
 
 @pytest.mark.parametrize("verb", TRAINING)
