@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,25 @@ def synthetic_experiment() -> Experiment:
     """The two stages against the plain baseline at equal steps, on scenes made by the program itself."""
     config, given = "configs/synthetic512", "--out $OUT"
     stage2 = f"run-stage2 {config}/stage2.yaml {given} --loop.seed $SEED"
+    query2label = "{preset: fast, width: 128, ffn: 256, heads: 4, decoder_layers: 1}"
+    stage1 = f"run-stage1 {config}/stage1.yaml --loop.seed $SEED"
     return Experiment(
         (
-            f"run-stage1 {config}/stage1.yaml {given} --loop.seed $SEED",
+            f"{stage1} {given}",
             f"rank {config}/rank.yaml {given}",
             f"{stage2} --source.train complete",
             stage2,
             f"{stage2} --source.train oracle",
             "evaluate $OUT",
             "evaluate $OUT/stage2-complete --source.test oracle",
-        )
+            "evaluate $OUT/stage2-complete --source.test cache --source.test_kappa 50",
+        ),
+        (
+            f"{stage1} --out $OUT/query2label --head '{query2label}' --optim.lr 1.5e-3",
+            f"rank {config}/rank.yaml --out $OUT/query2label",
+            f"{stage2} --source.cache $OUT/query2label/labels --name query2label-ranker",
+            "evaluate $OUT/stage2-query2label-ranker",
+        ),
     )
 
 
@@ -113,6 +123,7 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
     log = out / "commands.json"
     done = json.loads(log.read_text("utf-8")) if log.exists() else {}
     if command not in done:
+        finished = (out / (trained_by(command) or "none") / "summary.json").exists()
         fill = {"$OUT": out, "$SEED": seed, "$DATA": data, "$WEIGHTS": weights}
         words = shlex.split(command)
         for name, value in fill.items():
@@ -122,9 +133,24 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
         subprocess.run([sys.executable, "-m", "pipelines.cli", *words], check=True, stdout=subprocess.DEVNULL)
         after = os.times()
         processor = after.children_user + after.children_system - before.children_user - before.children_system
-        done[command] = {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(processor, 1)}
+        done[command] = {
+            "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": None if finished else round(processor, 1),  # what an earlier command spent is not known here
+        }
         log.write_text(json.dumps(done, indent=1) + "\n", "utf-8")
-    return {"command": f"kappaseg {command}", **done[command]}
+    trained = trained_by(command)
+    return {"command": f"kappaseg {command}", "trains": trained and trained.as_posix(), **done[command]}
+
+
+def trained_by(command: str) -> Path | None:
+    """The run that a command trains, as its folder below $OUT; None for other commands."""
+    words = command.split()
+    given = dict(pairwise(words))
+    if words[0] == "run-stage1":
+        return Path(given["--out"].replace("$OUT", "."), "stage1")
+    if words[0] == "run-stage2":
+        return Path("stage2-" + given.get("--name", given.get("--source.train", "cache")))
+    return None
 
 
 def gathered(out: Path) -> dict[str, Any]:

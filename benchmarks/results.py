@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,10 @@ STUDIES = (
         "4,000 training and 400 validation scenes of 64 pixels with about six labels each, made by the program; the "
         "scenes were fixed before any method was run on them. Everything is trained from random numbers, with the same "
         "number of stage-two steps for every source. Each seed draws new weights and a new order of the same scenes.",
-        MAIN, (("stage1", "linear, soft maximum"),),
+        
+        (*MAIN, Row("stage2-complete", "complete, cache at test only", "cache"),
+         Row("stage2-query2label-ranker", "cache of the Query2Label ranker")),
+        (("stage1", "linear, soft maximum"), ("query2label/stage1", "Query2Label, one layer")),
     ),
 )  # fmt: skip
 
@@ -159,26 +161,15 @@ def spread(shares: Sequence[float]) -> str:
 
 
 def costs(run: str, chains: Sequence[Mapping[str, Any]]) -> tuple[Cell, Cell]:
-    """Mean processor seconds of the command that trained a run, largest memory."""
-    return round(cpu_seconds(run, chains)), max(chain["runs"][run]["peak_memory_mib"] for chain in chains)
+    """Mean processor seconds of the command that trained a run (None: an earlier command did), largest memory."""
+    spent = cpu_seconds(run, chains)
+    return spent and round(spent), max(chain["runs"][run]["peak_memory_mib"] for chain in chains)
 
 
-def cpu_seconds(run: str, chains: Sequence[Mapping[str, Any]]) -> float:
-    spent = [
-        step["cpu_seconds"] for chain in chains for step in chain["steps"] if trained_by(step["command"]) == Path(run)
-    ]
-    return sum(spent) / len(spent)
-
-
-def trained_by(command: str) -> Path | None:
-    """The run that a command trains, as its folder below $OUT; None for other commands."""
-    words = command.split()
-    given = dict(pairwise(words))
-    if words[1] == "run-stage1":
-        return Path(given["--out"].replace("$OUT", "."), "stage1")
-    if words[1] == "run-stage2":
-        return Path("stage2-" + given.get("--name", given.get("--source.train", "cache")))
-    return None
+def cpu_seconds(run: str, chains: Sequence[Mapping[str, Any]]) -> float | None:
+    spent = [step["cpu_seconds"] for chain in chains for step in chain["steps"] if step["trains"] == run]
+    known = [seconds for seconds in spent if seconds is not None]
+    return sum(known) / len(known) if known else None
 
 
 def commands(chains: Sequence[Mapping[str, Any]], verbs: Sequence[str]) -> tuple[str, ...]:
@@ -233,7 +224,9 @@ def why(study: Study, chains: Sequence[Mapping[str, Any]]) -> str:
 
 
 def time_spent(chains: Sequence[Mapping[str, Any]]) -> str:
-    cache, complete, ranker = (cpu_seconds(run, chains) for run in ("stage2-cache", "stage2-complete", "stage1"))
+    cache, complete, ranker = (
+        cpu_seconds(run, chains) or float("nan") for run in ("stage2-cache", "stage2-complete", "stage1")
+    )
     return (
         f"Training among the kept labels took {cache / complete:.2f} times the processor time of training among all; "
         f"with the training of the ranker counted in, {(cache + ranker) / complete:.2f} times."
@@ -243,10 +236,10 @@ def time_spent(chains: Sequence[Mapping[str, Any]]) -> str:
 def kills() -> Section:
     results = read("kill")
     rows = tuple(
-        (name, step["kills"], step["killed_while_running"], step["files"], len(step["different"]), step["seconds"])
+        (name, step["trials"], step["killed_while_running"], step["files"], len(step["different"]), step["seconds"])
         for name, step in results["steps"].items()
     )
-    columns = ("step", "kills", "while it ran", "files compared", "files that differ", "undisturbed seconds")
+    columns = ("step", "trials", "killed while it ran", "files compared", "files that differ", "undisturbed seconds")
     table = ResultTable(columns, rows, (results["command"],), ("benchmarks/results/kill.json",))
     return Section(
         "Killed and started again",

@@ -8,12 +8,6 @@ ceil(W/stride)]. A network that takes only certain sizes also has `unit`: it is 
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import pkgutil
-from pathlib import Path
-from types import ModuleType
 from typing import Self
 
 import torch
@@ -21,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.config import BackboneConfig
-from kappaseg_core.errors import UserError
+from kappaseg_core.parts import kinds_of, part
 
 RGB = tuple[float, float, float]
 
@@ -80,30 +74,13 @@ def build_backbone(config: BackboneConfig, *, image_size: int | None = None) -> 
     image_size: side in pixels of the images it will mostly see; position tables and windows are made to fit it.
     Raises UserError for an unknown kind, name, level or option, and for a weight file that does not fit.
     """
-    network = _module(config.kind).build(config, image_size=image_size)
+    network = part(__name__, config.kind, defines="build", setting="backbone.kind").build(config, image_size=image_size)
     return Backbone(network, mean=config.mean, std=config.std, frozen=config.is_frozen)
 
 
 def backbone_kinds() -> tuple[str, ...]:
     """The values that backbone.kind may have: the modules of this package that define `build`, none imported."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if _defines_build(name)))
-
-
-def _module(kind: str) -> ModuleType:
-    kinds = backbone_kinds()
-    if kind not in kinds:
-        close = difflib.get_close_matches(kind, kinds, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"backbone.kind = {kind!r} is unknown; {hint}there are: {', '.join(kinds)}")
-    return importlib.import_module(f"{__name__}.{kind}")
-
-
-def _defines_build(name: str) -> bool:
-    spec = importlib.util.find_spec(f"{__name__}.{name}")
-    if spec is None or spec.origin is None:
-        return False
-    return "\ndef build(" in Path(spec.origin).read_text("utf-8")
+    return kinds_of(__name__, defines="build")
 
 
 def _whole(network: nn.Module, name: str) -> int:

@@ -13,15 +13,10 @@ Scene sets convert their ignore value to IGNORE and nobody else does: 255 is a r
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import pkgutil
-from pathlib import Path
 from types import ModuleType
 
 from kappaseg_core.config import DataConfig, build
-from kappaseg_core.errors import UserError
+from kappaseg_core.parts import kinds_of, part
 from kappaseg_core.structures import SceneSet
 
 
@@ -51,27 +46,14 @@ def split_names(data: DataConfig) -> tuple[str, ...]:
 
 def scene_kinds() -> tuple[str, ...]:
     """The values that data.kind may have: the modules of this package that define `open_scenes`, none imported."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if _defines_open_scenes(name)))
+    return kinds_of(__name__, defines="open_scenes")
 
 
 def scene_module(kind: str) -> ModuleType:
     """The module that reads scenes of this kind. Raises UserError that lists the kinds there are."""
-    kinds = scene_kinds()
-    if kind not in kinds:
-        close = difflib.get_close_matches(kind, kinds, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"data.kind = {kind!r} is unknown; {hint}there are: {', '.join(kinds)}")
-    return importlib.import_module(f"{__name__}.{kind}")
+    return part(__name__, kind, defines="open_scenes", setting="data.kind")
 
 
 def scene_options(data: DataConfig) -> object:
     """data.options as the Options of its kind. Raises UserError with the dotted path of a bad setting."""
     return build(scene_module(data.kind).Options, data.options, path="data.options")
-
-
-def _defines_open_scenes(name: str) -> bool:
-    spec = importlib.util.find_spec(f"{__name__}.{name}")
-    if spec is None or spec.origin is None:
-        return False
-    return "\ndef open_scenes(" in Path(spec.origin).read_text("utf-8")

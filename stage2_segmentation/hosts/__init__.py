@@ -8,16 +8,12 @@ alone: no tensor has a channel axis of K.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any
 
 from torch import nn
 
 from kappaseg_core.config import build
-from kappaseg_core.errors import UserError
-
-NOT_HOSTS = ("transformer",)
+from kappaseg_core.parts import kinds_of, part
 
 
 def build_host(
@@ -28,9 +24,7 @@ def build_host(
     kappa: ranks seen in training (the length of its rank scale).   options: its settings, by name.
     Raises UserError for an unknown kind or option.
     """
-    if kind not in host_kinds():
-        raise UserError(f"host.kind {kind!r} is not known; wanted one of {', '.join(host_kinds())}")
-    module = importlib.import_module(f"{__name__}.{kind}")
+    module = part(__name__, kind, defines="build", setting="host.kind")
     settings = build(module.Options, options or {}, source="host.options", path="host.options")
     host: nn.Module = module.build(settings, num_classes=num_classes, in_channels=in_channels, kappa=kappa)
     return host
@@ -38,4 +32,4 @@ def build_host(
 
 def host_kinds() -> tuple[str, ...]:
     """The values that host.kind may have."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_HOSTS))
+    return kinds_of(__name__, defines="build")

@@ -17,8 +17,6 @@ from kappaseg_core.rank_scale import RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
 
-LEAST_SCORE = 1e-3  # scores below count as this: a label forced into the ranking must stay possible
-
 
 @dataclass(frozen=True)
 class Options:
@@ -37,9 +35,6 @@ class Options:
     rank_scale: Literal["shared", "rank", "layer_norm"] = "layer_norm"
     unbiased: bool = False
     """layer_norm with the unbiased variance, as in the released ground-truth head"""
-    score_prior: bool = False
-    """add w · log p_k to the logit of rank k, with p_k its label score and w learned (ours): pixels then weigh how sure
-    the ranking is of a label, not only its place"""
 
 
 class Segmenter(nn.Module):
@@ -69,7 +64,6 @@ class Segmenter(nn.Module):
         self.proj_patch = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.rank_scale = RankScale(kappa, options.rank_scale, unbiased=options.unbiased)
-        self.score_weight = nn.Parameter(torch.ones(())) if options.score_prior else None
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
         self.apply(init_linear)
 
@@ -97,8 +91,6 @@ class Segmenter(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):  # cosines in bf16 are only good to 0.4 %
             cosine = patches @ classes.mT
         logits: Tensor = self.rank_scale(cosine, valid[:, None])
-        if self.score_weight is not None:
-            logits = logits + self.score_weight * ranking.scores.float().clamp_min(LEAST_SCORE).log()[:, None]
         return logits.masked_fill(~valid[:, None], PADDING_LOGIT).mT.unflatten(2, grid)
 
 

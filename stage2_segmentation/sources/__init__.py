@@ -6,8 +6,6 @@ labels); adding a source is adding a file here.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.parts import part
 from kappaseg_core.ranking import Ranking
 
 
@@ -66,7 +65,4 @@ def ranks_of(kind: str, kappa: int, num_classes: int) -> int:
 
 
 def source_module(kind: str) -> ModuleType:
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if kind not in known:
-        raise UserError(f"source {kind!r} is not known; wanted one of {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{kind}")
+    return part(__name__, kind, defines="build", setting="source")

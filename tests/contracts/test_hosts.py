@@ -57,7 +57,7 @@ def random_ranking(images: int, kappa: int, num_classes: int = K) -> Ranking:
 
 def test_the_known_hosts_are_listed_where_one_is_not_known() -> None:
     assert "segmenter" in host_kinds()
-    with pytest.raises(UserError, match=f"host.kind 'nosuch' is not known; wanted one of {', '.join(host_kinds())}"):
+    with pytest.raises(UserError, match=f"host.kind = 'nosuch' is unknown; there are: {', '.join(host_kinds())}"):
         build_host("nosuch", num_classes=K, in_channels=CHANNELS, kappa=TRAINED)
 
 

@@ -50,7 +50,12 @@ def test_a_mistyped_setting_in_a_file_is_refused_with_its_dotted_path(chain: Any
         ("rank", "precision", "fp16", "precision = 'fp16', wanted one of 'fp32', 'bf16'"),
         ("run-stage2", "source.kappa", "0", "source.kappa = 0, wanted at least 1"),
         ("run-stage2", "source.test_kappa", "-1", "source.test_kappa = -1, wanted at least 1"),
-        ("run-stage2", "source.train", "cahce", "source 'cahce' is not known; wanted one of cache, complete, oracle"),
+        (
+            "run-stage2",
+            "source.train",
+            "cahce",
+            "source = 'cahce' is unknown; did you mean cache?",
+        ),
         ("run-stage2", "host.options.widht", "9", "unknown setting host.options.widht; did you mean width?"),
         ("run-stage2", "data.options.ignored", "9", "unknown setting data.options.ignored; did you mean ignore?"),
         ("run-stage2", "data.kind", "foldre", "data.kind = 'foldre' is unknown; did you mean folder?"),
