@@ -87,8 +87,8 @@ def synthetic_experiment() -> Experiment:
         (
             f"{stage1} --out $OUT/query2label --head '{query2label}' --optim.lr 1.5e-3",
             f"rank {config}/rank.yaml --out $OUT/query2label",
-            f"{stage2} --source.cache $OUT/query2label/labels --name query2label-ranker",
-            "evaluate $OUT/stage2-query2label-ranker",
+            f"run-stage2 {config}/stage2.yaml --out $OUT/query2label --loop.seed $SEED",
+            "evaluate $OUT/query2label/stage2-cache",
         ),
     )
 
@@ -146,11 +146,12 @@ def trained_by(command: str) -> Path | None:
     """The run that a command trains, as its folder below $OUT; None for other commands."""
     words = command.split()
     given = dict(pairwise(words))
-    if words[0] == "run-stage1":
-        return Path(given["--out"].replace("$OUT", "."), "stage1")
-    if words[0] == "run-stage2":
-        return Path("stage2-" + given.get("--name", given.get("--source.train", "cache")))
-    return None
+    if words[0] not in ("run-stage1", "run-stage2"):
+        return None
+    name = (
+        "stage1" if words[0] == "run-stage1" else "stage2-" + given.get("--name", given.get("--source.train", "cache"))
+    )
+    return Path(given["--out"].replace("$OUT", "."), name)
 
 
 def gathered(out: Path) -> dict[str, Any]:
