@@ -51,6 +51,7 @@ def folder_experiment(name: str, kappa: int, *, folds: int) -> Experiment:
         "evaluate $OUT",
         "evaluate $OUT/stage2-complete --source.test oracle",
         f"evaluate $OUT/stage2-complete --source.test cache --source.test_kappa {kappa}",
+        "predict $OUT/stage2-cache $IMAGE --to $OUT/predictions",
     )
     apart = "--source.cache $OUT/labels-out-of-fold"
     once = (
@@ -124,7 +125,13 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
     done = json.loads(log.read_text("utf-8")) if log.exists() else {}
     if command not in done:
         finished = (out / (trained_by(command) or "none") / "summary.json").exists()
-        fill = {"$OUT": out, "$SEED": seed, "$DATA": data, "$WEIGHTS": weights}
+        fill = {
+            "$IMAGE": first_image(data / out.parent.name),
+            "$OUT": out,
+            "$SEED": seed,
+            "$DATA": data,
+            "$WEIGHTS": weights,
+        }
         words = shlex.split(command)
         for name, value in fill.items():
             words = [word.replace(name, str(value)) for word in words]
@@ -140,6 +147,11 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
         log.write_text(json.dumps(done, indent=1) + "\n", "utf-8")
     trained = trained_by(command)
     return {"command": f"kappaseg {command}", "trains": trained and trained.as_posix(), **done[command]}
+
+
+def first_image(folder: Path) -> str:
+    """The first photo of a data set; nothing for scenes that are no files."""
+    return str(min((folder / "images").iterdir())) if folder.is_dir() else ""
 
 
 def trained_by(command: str) -> Path | None:

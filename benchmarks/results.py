@@ -125,7 +125,7 @@ def sections(study: Study) -> Iterator[Section]:
     stage2 = ResultTable(
         ("ranking in training and test", "mIoU", "≤", "pixel accuracy", "≤", "classes at 0", "CPU seconds", "MiB"),
         tuple(stage2_row(row, chains) for row in rows),
-        commands(chains, ("run-stage2", "evaluate")), (file,),
+        commands(chains, ("run-stage2", "evaluate", "predict")), (file,),
         "≤: the bound by class and by pixel coverage. CPU seconds and MiB: of the command that trains.",
     )  # fmt: skip
     about = (study.about, f"Seeds: {seeds}.", ranking_verdict(study, chains))
@@ -204,12 +204,19 @@ def verdicts(study: Study, chains: Sequence[Mapping[str, Any]]) -> tuple[str, ..
     cache = against[1][1]
     if sum(gain > 0 for gain in cache) < len(cache):
         lines.append(why(study, chains))
-    if WEAKER in chains[0]["runs"]:
+    if WEAKER in chains[0]["runs"] and ordered(chains[0]):
         lines.append(lever(chains[0]))
     return (*lines, FEATURES if study.frozen else time_spent(chains))
 
 
 WEAKER = "query2label/stage2-cache"
+
+
+def ordered(chain: Mapping[str, Any]) -> bool:
+    """Whether the weaker ranker lost to all labels and the other won."""
+    runs = (WEAKER, "stage2-complete", "stage2-cache")
+    weaker, complete, cache = (measured(chain["runs"][run], None)["mIoU"] for run in runs)
+    return bool(weaker < complete < cache)
 
 
 def lever(chain: Mapping[str, Any]) -> str:

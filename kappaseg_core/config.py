@@ -106,7 +106,7 @@ class LoopConfig:
     ema: float | None = None
     """decay of the averaged weights, warmed up; null = no averaging"""
     patience: int | None = None
-    """stop after this many evaluations without a better value; null = never"""
+    """stop once more than this many evaluations in a row brought no better value, and keep the best; null = never"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
     """auto = the GPU where there is one, else the CPU"""
@@ -120,6 +120,8 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, wanted at least 1")
+        if self.cached_views < 0:
+            raise ValueError(f"cached_views = {self.cached_views}, wanted 0 (no cache) or more")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size = {self.batch_size} is no multiple of accumulate = {self.accumulate}")
 

@@ -59,7 +59,8 @@ def fit(
     metric: str,
     spent_seconds: float = 0.0,
 ) -> Summary:
-    """Train until `loop.steps` or until `loop.patience` evaluations brought no better `metric` (higher is better).
+    """Train until `loop.steps` or until more than `loop.patience` evaluations in a row brought no better `metric`
+    (higher is better).
 
     feed: first step → micro-batches from there on.   metric: key of what `evaluate` gives; decides early stopping, and
     with `loop.patience` the best evaluated weights are the run's result, otherwise the last.
@@ -185,7 +186,7 @@ class Trainer:
         better = best is None or value > best
         self.numbers.update(evaluation=values, waited=0 if better else self.numbers["waited"] + 1)
         if better:
-            self.numbers.update(best=value, best_step=self.step)
+            self.numbers.update(best=value, best_step=self.step, best_evaluation=values)
         if not self.place.is_first:
             return
         self.run.add_metrics({"step": self.step, "kind": "val", **values})
@@ -253,9 +254,10 @@ class Trainer:
         spent = self.spent()
         parameters = sum(p.numel() for p in network.parameters())
         stopping_early = self.loop.patience is not None
+        kept = "best_evaluation" if stopping_early else "evaluation"
         summary = Summary(
             run=str(self.run.path), steps=self.step, seconds=round(spent["seconds"], 2),
-            peak_memory_mib=spent["memory"], metrics=self.numbers["evaluation"],
+            peak_memory_mib=spent["memory"], metrics=self.numbers[kept],
             best_step=self.numbers["best_step"] if stopping_early else self.step,
             parameters=parameters, trained_parameters=sum(p.numel() for p in self.trained),
         )  # fmt: skip

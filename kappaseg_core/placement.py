@@ -38,8 +38,9 @@ class Placement:
     def total(self, value: Tensor) -> Tensor:
         """Sum over all workers."""
         if self.world > 1:
-            value = value.clone()
-            dist.all_reduce(value)
+            shared = value.to(self.device, copy=True)  # nccl sums only what lies on its device
+            dist.all_reduce(shared)
+            return shared.to(value.device)
         return value
 
     def agree(self, flag: bool) -> bool:

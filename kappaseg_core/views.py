@@ -64,6 +64,7 @@ def training_bank(
         "data": scenes.fingerprint(),
         "order": fingerprint(scenes.image_ids),  # which the data's fingerprint leaves open, and rows follow it
         "classes": list(scenes.class_names),
+        "options": to_plain(config.data.options),  # ignore values and id maps decide the stored targets
         "augment": to_plain(config.augment),
         "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),
         "weights": file_sha256(Path(config.backbone.weights))

@@ -174,10 +174,18 @@ def run_stage1(arguments: argparse.Namespace, rest: list[str]) -> None:
     show_summary(train_classifier(config))
 
 
+def without_weights(settings: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Settings of a step that takes its network from a run; a chain may be given the same words at every step."""
+    kept = [(name, value) for name, value in settings if name != "backbone.weights"]
+    if len(kept) < len(settings):
+        print("kappaseg: --backbone.weights is for training; this step uses the weights of the run", file=sys.stderr)
+    return kept
+
+
 def run_rank(arguments: argparse.Namespace, rest: list[str]) -> None:
     from stage1_multilabel.config import RankConfig
 
-    config = load_config(RankConfig, arguments.config, split_settings(rest))
+    config = load_config(RankConfig, arguments.config, without_weights(split_settings(rest)))
     from pipelines.show import show_cache
     from stage1_multilabel.rank import rank_images
 
@@ -195,11 +203,9 @@ def run_stage2(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from pipelines.evaluate import evaluate_runs, find_runs
+    from pipelines.evaluate import evaluate_runs, runs_and_settings
 
-    settings = split_settings(rest)
-    runs = find_runs(arguments.what, dict(settings).get("out"))
-    evaluate_runs(runs, [(name, value) for name, value in settings if name != "out"])
+    evaluate_runs(*runs_and_settings(arguments.what, without_weights(split_settings(rest))))
 
 
 def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -208,7 +214,7 @@ def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:
     classifier = Path(arguments.classifier) if arguments.classifier else None
     predict_images(
         Path(arguments.what), [Path(image) for image in arguments.images], Path(arguments.to),
-        settings=split_settings(rest), classifier=classifier,
+        settings=without_weights(split_settings(rest)), classifier=classifier,
     )  # fmt: skip
 
 

@@ -27,16 +27,29 @@ from stage2_segmentation.sources import Source
 from stage2_segmentation.train import source_for
 
 #: settings that an evaluation may change; the others are part of the trained network
-EVALUATION_SETTINGS = ("data", "source", "inference", "loop")
+EVALUATION_SETTINGS = ("data", "source.test", "source.test_kappa", "source.cache", "inference", "loop")
+
+
+def runs_and_settings(
+    what: str | None, settings: Sequence[tuple[str, str]]
+) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The stage-two runs meant, and what is left to change in evaluating them.
+
+    what: a run directory, an output folder (all its complete runs), or the CONFIG of a run, which is then found with
+    the settings that run-stage2 was given.
+    """
+    out = dict(settings).get("out")
+    rest = [(name, value) for name, value in settings if name != "out"]
+    if what is not None and what.endswith((".yaml", ".yml")):
+        config = load_config(Stage2Config, what, settings)
+        return [Path(config.out) / config.run_name], [pair for pair in rest if may_change(pair[0])]
+    return find_runs(what, out), rest
 
 
 def find_runs(what: str | None, out: str | None) -> list[Path]:
-    """The stage-two runs meant: a run directory, all complete ones of an output folder, or that of a CONFIG."""
+    """A run directory, or all complete stage-two runs of an output folder."""
     if what is None and out is None:
         raise UserError("evaluate needs a run directory, an output folder, or --out; for example kappaseg evaluate OUT")
-    if what is not None and what.endswith((".yaml", ".yml")):
-        config = load_config(Stage2Config, what, [("out", out)] if out else [])
-        return [Path(config.out) / config.run_name]
     folder = Path(what if what is not None else str(out))
     if (folder / "run.yaml").exists():
         return [folder]
@@ -99,11 +112,16 @@ def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Confi
         )
 
 
+def may_change(name: str) -> bool:
+    """Whether an evaluation may differ from its run in this setting."""
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in EVALUATION_SETTINGS)
+
+
 def changed(config: Stage2Config, settings: Sequence[tuple[str, str]]) -> Stage2Config:
     """A run's configuration with evaluation settings laid on top."""
     values = to_plain(config)
     for name, text in settings:
-        if name.split(".")[0] not in EVALUATION_SETTINGS:
+        if not may_change(name):
             raise UserError(
                 f"--{name} is part of the trained network; evaluation can change settings of "
                 f"{', '.join(EVALUATION_SETTINGS)}"

@@ -107,6 +107,8 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
     network = ranker.load(here.device)
     images = EvalImages(ranker.config.augment.image_size, network.backbone.mean, network.backbone.std)
     kappa = config.source.kept(len(class_names), at_test=True)
+    if kappa > len(class_names):
+        raise UserError(f"κ = {kappa}, but there are only {len(class_names)} classes; lower --source.test_kappa")
     say(f"ranking with {ranker.run}, κ = {kappa}")
 
     def rank(picture: NDArray[Any]) -> Ranking:

@@ -25,6 +25,8 @@ def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dic
 
     mAP_envelope, mAP_raw: over the `mAP_labels` labels with a positive image (average_precision says which is which).
     recall@κ, pixel_coverage@κ, class_coverage@κ: see CoverageSums.   prior_…: the same of the frequency prior.
+    prior_mAP: a score that is the same for every image orders the images of a label by chance, which comes to the share
+    of images that hold it.
     mean_class_coverage: class_coverage averaged over the reported κ.
     """
     pixels = torch.from_numpy(truth).long()
@@ -35,6 +37,8 @@ def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dic
         value, labels = mean_average_precision(average_precision(scores, pixels > 0, definition=definition))
         numbers[f"mAP_{definition}"] = value
     numbers["mAP_labels"] = float(labels)
+    present = (pixels > 0).float().mean(0)
+    numbers["prior_mAP"] = float(present[present > 0].mean())
     count = torch.from_numpy((train_truth > 0).sum(0)).long()
     rankings = {"": top_kappa(scores, num_classes), "prior_": frequency_prior(count, len(scores))}
     for name, ranking in rankings.items():

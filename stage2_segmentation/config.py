@@ -78,6 +78,10 @@ class LossConfig:
     stride: int = 1
     """take every stride-th pixel of the label map (1 = all, as published)"""
 
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride = {self.stride}, wanted at least 1")
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -97,6 +101,8 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if self.mode == "slide" and not 1 <= self.stride <= self.window:
             raise ValueError(f"stride = {self.stride}, wanted 1 to window = {self.window}, or windows leave gaps")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales = {list(self.scales)}, wanted at least one, each above 0")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_values_reach_nested_dataclasses_with_their_types() -> None:
         ({"inner": {"rate": "fast"}}, ["inner.rate = 'fast'", "a number"]),
         ({"inner": {"kind": "c"}}, ["inner.kind = 'c'", "'a', 'b'"]),
         ({"inner": 5}, ["inner", "group of settings", "5"]),
-        ({"name": 5}, ["name = 5", "text"]),
+        ({"name": 5.5}, ["name = 5.5", "text"]),
         ({"pair": [1]}, ["pair = [1]", "list of 2"]),
         ({"many": [1, "x"]}, ["many[1] = 'x'"]),
         ({"table": {"x": 1}}, ["table = 'x'", "whole number"]),

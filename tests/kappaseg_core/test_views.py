@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.backbones import build_backbone
-from kappaseg_core.config import BackboneConfig, LoopConfig
+from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig
 from kappaseg_core.placement import Placement
 from kappaseg_core.seeding import seed_of, seeded
 from kappaseg_core.structures import Scene
@@ -33,6 +33,7 @@ class Config:
     """The settings that training configurations share."""
 
     out: str
+    data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(cached_views=VIEWS, seed=4))
     augment: Augment = field(default_factory=Augment)
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(kind="small_cnn", name="4", frozen=True))
@@ -131,10 +132,11 @@ def test_the_same_settings_find_the_bank_again(tmp_path: Path) -> None:
         lambda c: replace(c, loop=replace(c.loop, seed=5)),
         lambda c: replace(c, loop=replace(c.loop, cached_views=2)),
         lambda c: replace(c, augment=Augment(0.0)),
+        lambda c: replace(c, data=DataConfig(options={"ignore": 3})),
         lambda c: replace(c, backbone=replace(c.backbone, level=4)),
         lambda c: replace(c, backbone=replace(c.backbone, name="6")),
     ],
-    ids=["seed", "views", "augment", "level", "name"],
+    ids=["seed", "views", "augment", "options", "level", "name"],
 )
 def test_other_settings_have_another_bank(tmp_path: Path, change: Any) -> None:
     config = Config(str(tmp_path))

@@ -27,6 +27,7 @@ def test_a_case_worked_by_hand() -> None:
         "class_coverage@1": pytest.approx((8 / 17 + 0 / 7) / 2),
         "kappa_99": 2.0,
         "mean_class_coverage": pytest.approx(4 / 17),
+        "prior_mAP": pytest.approx(2 / 3),  # both labels are in two of the three images
         "prior_recall@1": pytest.approx(2 / 4),  # first label is 0 everywhere
         "prior_pixel_coverage@1": pytest.approx(17 / 24),
         "prior_class_coverage@1": pytest.approx((1 + 0) / 2),
