@@ -121,10 +121,10 @@ def changed(config: Stage2Config, settings: Sequence[tuple[str, str]]) -> Stage2
     """A run's configuration with evaluation settings laid on top."""
     values = to_plain(config)
     for name, text in settings:
-        if not may_change(name):
-            raise UserError(
-                f"--{name} is part of the trained network; evaluation can change settings of "
-                f"{', '.join(EVALUATION_SETTINGS)}"
-            )
         override(values, name, text)
-    return build(Stage2Config, values, source="command line")
+    asked = build(Stage2Config, values, source="command line")  # a mistyped name is told apart from a forbidden one
+    for name, _ in settings:
+        if not may_change(name):
+            allowed = ", ".join(EVALUATION_SETTINGS)
+            raise UserError(f"--{name} is part of the trained network; evaluation can change settings of {allowed}")
+    return asked

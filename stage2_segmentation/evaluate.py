@@ -73,7 +73,7 @@ def open_test_scenes(config: Stage2Config, class_names: tuple[str, ...]) -> Scen
     scenes = open_scenes(config.data, config.data.val)
     if difference := class_difference(class_names, scenes.class_names):
         raise UserError(
-            f"the run was trained on another class list than that of {config.data.root}: {difference}; "
+            f"the run was trained on another class list than {config.data.root or config.data.kind}: {difference}; "
             "evaluate on the data set of the run"
         )
     return scenes
