@@ -98,6 +98,11 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
         raise UserError(
             "this run was trained on the ground truth, which a new image does not have; add --classifier RUN"
         )
+    if config.source.cache is not None and classifier is None:
+        raise UserError(
+            f"this run was trained on the rankings in {config.source.cache}, which do not say where their classifier "
+            "lies; add --classifier RUN"
+        )
     ranker = Ranker.of(classifier or Path(config.out) / "stage1")
     if difference := class_difference(class_names, ranker.class_names):
         raise UserError(

@@ -118,6 +118,25 @@ def test_settings_may_stand_before_and_after_what_a_verb_is_given(chain: Any, wo
     assert main(words) == 0
 
 
+def test_the_same_words_may_be_given_to_every_step_of_a_chain(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps that take their network from a run say that they have no use for a weight file."""
+    given = ["--data.root", "data", "--out", "out", "--backbone.weights", "file"]
+    for words in (["rank", "rank.yaml", "--folds", "2"], ["evaluate", "stage2.yaml"]):
+        capsys.readouterr()
+        assert main([*words, *given]) == 0
+        assert "--backbone.weights is for training" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_find_it_among_those_of_its_chain(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    ran(capsys, *chain.words("run-stage2", "--source.train", "complete"))
+    shown = ran(capsys, "evaluate", "stage2.yaml", "--out", "out", "--source.train", "complete")
+    assert "stage2-complete" in shown and "stage2-cache" not in shown
+
+
+def test_an_evaluation_cannot_change_what_was_trained(chain: Any, refused: Any) -> None:
+    refused(chain, ["evaluate", "out/stage2-cache", "--source.train", "complete"], "--source.train is part of the")
+
+
 def test_another_evaluation_of_a_run_has_a_file_of_its_own(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ran(capsys, "evaluate", "out")
     ran(capsys, "evaluate", "out", "--source.test", "oracle")
