@@ -160,10 +160,10 @@ def trained_by(command: str) -> Path | None:
     given = dict(pairwise(words))
     if words[0] not in ("run-stage1", "run-stage2"):
         return None
-    name = (
-        "stage1" if words[0] == "run-stage1" else "stage2-" + given.get("--name", given.get("--source.train", "cache"))
-    )
-    return Path(given["--out"].replace("$OUT", "."), name)
+    out = Path(given["--out"].replace("$OUT", "."))
+    if words[0] == "run-stage1":
+        return out / "stage1"
+    return out / f"stage2-{given.get('--name', given.get('--source.train', 'cache'))}"
 
 
 def gathered(out: Path) -> dict[str, Any]:

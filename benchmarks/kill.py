@@ -69,7 +69,7 @@ def trials(work: Path, kills: int, seed: int) -> dict[str, Any]:
     for name, command in STEPS.items():
         before = copied(base, work / "before")
         started = time.perf_counter()
-        assert finish(start(work, command, base)) == 0, f"{name} failed; see above"
+        assert finish(start(work, command, base)) == 0, f"{name} failed; see {work / 'output.txt'}"
         duration, wanted = time.perf_counter() - started, contents(base)
         trials_done, hits, different = 0, 0, set()
         while hits < kills:  # a kill that came after the end does not count
@@ -79,7 +79,7 @@ def trials(work: Path, kills: int, seed: int) -> dict[str, Any]:
             time.sleep(moments.uniform(0, duration))
             os.kill(child, signal.SIGKILL)
             hits += finish(child) == -signal.SIGKILL
-            assert finish(start(work, command, out)) == 0, f"{name} did not end after a kill; see above"
+            assert finish(start(work, command, out)) == 0, f"{name} did not end after a kill; see {work / 'output.txt'}"
             found = contents(out)
             different |= {f for f in wanted.keys() | found.keys() if wanted.get(f) != found.get(f)}
         results[name] = {
@@ -91,7 +91,7 @@ def trials(work: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def start(work: Path, command: str, out: Path) -> int:
-    """Run a command of the program in a child process, its words on this one's standard error; gives the child's id.
+    """Run a command of the program in a child process that writes into WORK/output.txt; gives the child's id.
 
     A fork, so that every trial does not spend its seconds on importing torch (which must be idle in the parent).
     """

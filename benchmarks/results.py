@@ -99,7 +99,7 @@ def introduction() -> Section:
             "Every figure is read from the files in `benchmarks/results/`, which `python benchmarks/experiments.py "
             "NAME --data $DATA --weights $WEIGHTS` and `python benchmarks/kill.py` wrote with the commands shown; "
             "`python benchmarks/results.py` makes this page of them. "
-            f"Machine: {'; '.join(text)}. Two experiments ran side by side; seconds are processor time there.",
+            f"Machine: {'; '.join(text)}. The machine had other work beside; seconds are processor time.",
             "Shares are in %. *Pixel coverage@κ* is the share of pixels whose label is among the κ best ranked, *class "
             "coverage@κ* its mean over classes; pixel accuracy and mIoU cannot be higher than these. The *prior* ranks "
             "by frequency in the training images, the same for every image. ± is the sample standard deviation over "
