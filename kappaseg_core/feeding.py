@@ -37,7 +37,7 @@ def batches(
     first_step: int = 0,
 ) -> Iterator[Batch]:
     """This worker's micro-batches from `first_step` to the end of the run, `loop.accumulate` for each step."""
-    positions = _Positions(len(examples), loop, place, first_step)
+    positions = _Positions(loop, place, first_step)
     loader = DataLoader(
         _Stream(examples, len(examples), loop.seed),
         batch_sampler=positions,
@@ -58,7 +58,7 @@ def collate(samples: Sequence[tuple[Tensor, Any, str]], *, given: str, target: s
 class _Positions:
     """Stream positions of each micro-batch: worker w of W takes the w-th slice of every micro-batch."""
 
-    def __init__(self, samples: int, loop: LoopConfig, place: Placement, first_step: int) -> None:
+    def __init__(self, loop: LoopConfig, place: Placement, first_step: int) -> None:
         self.loop, self.place, self.first_step = loop, place, first_step
         self.micro = loop.batch_size // loop.accumulate
         self.share = self.micro // place.world

@@ -1,6 +1,6 @@
 """Result files (JSON) → one Markdown document in which every table names the command that made it.
 
-No figure is typed by hand: a row is read out of a file with `rows_from`, and a file that lacks the value is an error.
+No figure is typed by hand: rows are read out of result files, and a file that lacks a value is an error.
 """
 
 from __future__ import annotations
