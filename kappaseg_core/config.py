@@ -66,6 +66,19 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class LabelLossConfig:
+    """Asymmetric loss; gamma_neg = gamma_pos = clip = 0 is binary cross-entropy."""
+
+    gamma_neg: float = 2.0
+    gamma_pos: float = 0.0
+    clip: float = 0.0
+    focus_gradient: bool = False
+    """let the gradient flow through the focusing weight (as in RankSeg's release; Query2Label stops it)"""
+    reduction: Literal["batch_mean", "mean"] = "batch_mean"
+    """batch_mean: sum over labels, mean over images (the rate does not depend on K); mean: over both"""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser and schedule; `steps` is the clock of everything."""
 

@@ -8,6 +8,7 @@ can be made without the ones before it, by any number of loader or training work
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -45,14 +46,17 @@ def batches(
         num_workers=loop.loader_workers,
         pin_memory=place.device.type == "cuda",
     )
-    return iter(loader)
+    for number, batch in enumerate(loader):
+        yield replace(batch, progress=(first_step + number // loop.accumulate) / loop.steps)
 
 
 def collate(samples: Sequence[tuple[Tensor, Any, str]], *, given: str, target: str) -> Batch:
     """(image or features, target, image_id) samples → a Batch with the fields `given` and `target` filled."""
     inputs, targets, ids = zip(*samples, strict=True)
     goal = torch.stack([torch.as_tensor(t) for t in targets])
-    return Batch(ids, **{given: torch.stack(inputs), target: goal.float() if target == "labels" else goal.long()})
+    goal = goal.float() if target == "labels" else goal.long()
+    tensors: dict[str, Any] = {given: torch.stack(inputs), target: goal}
+    return Batch(ids, **tensors)
 
 
 class _Positions:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,19 +13,41 @@ from torch import nn
 from kappaseg_core.config import OptimConfig
 
 
-def parameter_groups(head: nn.Module, backbone: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Head and backbone, each split into decayed parameters and (where decay_norms is off) undecayed 1-D ones.
+@dataclass(frozen=True)
+class Part:
+    """A module with a learning rate and a weight decay of its own.
 
-    Every trainable parameter lands in exactly one group.
+    lr: factor on the learning rate.   weight_decay: None = that of the optimiser.
+    """
+
+    name: str
+    module: nn.Module
+    lr: float = 1.0
+    weight_decay: float | None = None
+
+
+def backbone_part(backbone: nn.Module, optim: OptimConfig) -> Part:
+    return Part("backbone", backbone, lr=optim.backbone_lr)
+
+
+def parameter_groups(parts: Sequence[Part], optim: OptimConfig) -> list[dict[str, Any]]:
+    """The parts, each split into decayed parameters and (where decay_norms is off) undecayed 1-D ones.
+
+    Every trainable parameter lands in exactly one group: that of the first part that has it.
     """
     groups: list[dict[str, Any]] = []
-    for name, module, factor in (("head", head, 1.0), ("backbone", backbone, optim.backbone_lr)):
-        trainable = [p for p in module.parameters() if p.requires_grad]
+    taken: set[int] = set()
+    for part in parts:
+        trainable = [p for p in part.module.parameters() if p.requires_grad and id(p) not in taken]
+        taken.update(map(id, trainable))
         plain = [p for p in trainable if p.ndim > 1 or optim.decay_norms]
         spared = [p for p in trainable if p.ndim <= 1 and not optim.decay_norms]
-        for kind, params, decay in (("decayed", plain, optim.weight_decay), ("undecayed", spared, 0.0)):
+        decay = optim.weight_decay if part.weight_decay is None else part.weight_decay
+        for kind, params, rate in (("decayed", plain, decay), ("undecayed", spared, 0.0)):
             if params:
-                groups.append({"name": f"{name}, {kind}", "params": params, "lr_factor": factor, "weight_decay": decay})
+                groups.append(
+                    {"name": f"{part.name}, {kind}", "params": params, "lr_factor": part.lr, "weight_decay": rate}
+                )
     return groups
 
 

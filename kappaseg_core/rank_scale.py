@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["shared", "rank", "layer_norm"]
+Kind = Literal["shared", "rank", "layer_norm", "shared_norm"]
 
 START = 10.0  # 1/τ at the start: cosines lie in [-1, 1], and with 1 the softmax over them would be flat
 
@@ -21,10 +21,11 @@ class RankScale(nn.Module):
     rank:       s_k · q_k, Eq. 3 of He et al. 2022 with s_k = 1/τ_k, rank-adaptive.
     shared:     s · q_k, one temperature for all ranks (rows "+MT+LS" and above of the paper's Table 1).
     layer_norm: w_k · (q_k - mean_k q) / std_k q + b_k: layer normalisation over the ranks, with its affine part.
+    shared_norm: w · (q_k - mean_k q) / std_k q, the same with one temperature: what layer_norm is to be compared with.
 
     paper: Eq. 3, a temperature per rank and nothing else; release: layer normalisation over the ranks, whose weight is
-    the only temperature there is, and whose index is the class where nothing is ranked; ours: all three, layer_norm the
-    default, as the published numbers were made with it.
+    the only temperature there is, and whose index is the class where nothing is ranked; ours: all of them, layer_norm
+    the default, as the published numbers were made with it.
 
     n may differ from κ, as when κ at test is not κ in training: the first n parameters are used, and ranks beyond κ
     take the last one's (the release cannot do this).
@@ -34,8 +35,9 @@ class RankScale(nn.Module):
     def __init__(self, kappa: int, kind: Kind = "layer_norm", *, unbiased: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
         self.kind, self.unbiased, self.eps = kind, unbiased, eps
-        length = 1 if kind == "shared" else kappa
-        self.weight = nn.Parameter(torch.full((length,), 1.0 if kind == "layer_norm" else START))
+        length = kappa if kind in ("rank", "layer_norm") else 1
+        self.normed = kind in ("layer_norm", "shared_norm")
+        self.weight = nn.Parameter(torch.full((length,), 1.0 if self.normed else START))
         self.bias = nn.Parameter(torch.zeros(length)) if kind == "layer_norm" else None
 
     def forward(self, scores: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -46,7 +48,7 @@ class RankScale(nn.Module):
         """
         with torch.autocast(scores.device.type, enabled=False):
             scores = scores.float()
-            if self.kind == "layer_norm":
+            if self.normed:
                 scores = self.standardised(scores, valid)
             scaled = scores * self.for_ranks(self.weight, scores.shape[-1])
             return scaled if self.bias is None else scaled + self.for_ranks(self.bias, scores.shape[-1])

@@ -62,6 +62,17 @@ def top_kappa(scores: Tensor, kappa: int) -> Ranking:
     return Ranking(labels, ordered.float(), torch.ones_like(labels, dtype=torch.bool))
 
 
+@dataclass(frozen=True)
+class OwnRanking:
+    """In the place of a Ranking: the network ranks the labels itself, by its label branch, and keeps the best κ."""
+
+    kappa: int
+
+    def of(self, scores: Tensor) -> Ranking:
+        """The ranking of scores f32 [B, K]."""
+        return top_kappa(scores, self.kappa)
+
+
 def complete_ranking(images: int, num_classes: int, device: torch.device | str = "cpu") -> Ranking:
     """All K labels in order of id, as if κ = K and nothing were known: the plain baseline."""
     labels = torch.arange(num_classes, device=device).expand(images, -1)

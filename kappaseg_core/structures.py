@@ -58,6 +58,8 @@ class Batch:
     features: f32 [B, C, h, w] of a frozen backbone; None where the backbone is still to be run.
     mask: i64 [B, H, W], ids or IGNORE.      labels: f32 [B, K] multi-hot.     One of the two, as the task asks.
     image_id: names of the B images, by which a task asks its source for their rankings.
+    progress: share of the training that lies behind, 0 at the first step, below 1 at the last: what a task whose
+    targets change over time goes by.
     """
 
     image_id: tuple[str, ...]
@@ -65,6 +67,7 @@ class Batch:
     features: Tensor | None = None
     mask: Tensor | None = None
     labels: Tensor | None = None
+    progress: float = 0.0
 
     def __len__(self) -> int:
         return len(self.image_id)

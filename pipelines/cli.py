@@ -79,6 +79,7 @@ def build_parser() -> Parser:
         ("run-stage1", run_stage1, "stage1_multilabel.config:Stage1Config", "train a multi-label classifier"),
         ("rank", run_rank, "stage1_multilabel.config:RankConfig", "write the label cache with a classifier"),
         ("run-stage2", run_stage2, "stage2_segmentation.config:Stage2Config", "train a segmentation network"),
+        ("run-joint", run_joint, "stage2_segmentation.config:Stage2Config", "train one network for both tasks"),
     ):
         stage = verb(verbs, name, run, text, settings=kind)
         stage.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/quick/stage1.yaml")
@@ -196,6 +197,17 @@ def run_stage2(arguments: argparse.Namespace, rest: list[str]) -> None:
     from stage2_segmentation.config import Stage2Config
 
     config = load_config(Stage2Config, arguments.config, split_settings(rest))
+    from pipelines.show import show_summary
+    from stage2_segmentation.train import train_segmentation
+
+    show_summary(train_segmentation(config))
+
+
+def run_joint(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """run-stage2 with a network that ranks for itself: source.train joint, and a label branch."""
+    from stage2_segmentation.config import joint_config
+
+    config = joint_config(arguments.config, split_settings(rest))
     from pipelines.show import show_summary
     from stage2_segmentation.train import train_segmentation
 

@@ -125,7 +125,7 @@ def predicted(chain: Chain, source: str, pictures: int) -> list[np.ndarray]:
         scene = scenes[index]
         ranking = ranks([scene.image_id], torch.from_numpy(scene.mask).long()[None])
         image = torch.from_numpy(scene.image)
-        maps.append(segment_image(model.to(here.device), image, ranking, config.inference, here).numpy())
+        maps.append(segment_image(model.to(here.device), image, ranking, config.inference, here).label_map.numpy())
     return maps
 
 

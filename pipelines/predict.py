@@ -17,7 +17,7 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_atomic, writing
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter, say
-from kappaseg_core.ranking import Ranking, complete_ranking, top_kappa
+from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, top_kappa
 from kappaseg_core.scenes.images import photo
 from pipelines.draw import overlay
 from pipelines.evaluate import changed
@@ -40,7 +40,7 @@ def predict_images(
     """Segment image files: TO/NAME.png (overlay with a legend of the labels found) and TO/NAME.labels.png (label ids).
 
     Images that the run has never seen have no row in a cache, so a network that was trained on one is given the ranking
-    of its classifier, live. An oracle's network has no truth here and is refused.
+    of its classifier, live; a joint network ranks by itself. An oracle's network has no truth here and is refused.
     """
     model, training, class_names = load_segmentation(run)
     config = changed(training, settings)
@@ -54,13 +54,12 @@ def predict_images(
             to.mkdir(parents=True, exist_ok=True)
         for path, name, picture in zip(images, names, pictures, strict=True):
             ranking = rank(picture)
-            found = segment_image(
-                model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here
-            ).numpy()
+            result = segment_image(model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here)
+            found = result.label_map.numpy()
             drawn = overlay(picture, found, class_names)
             write_atomic(to / f"{name}.png", partial(drawn.save, format="PNG"))
             write_atomic(to / f"{name}.labels.png", partial(save_labels, found, len(class_names)))
-            rows.append([path.name, describe(found, ranking, class_names)])
+            rows.append([path.name, describe(found, result.ranking, class_names)])
             meter.advance()
     show_table(f"written to {to}", ["image", "labels found, by area"], rows)
 
@@ -94,6 +93,9 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
     """Image u8 [3, H, W] → Ranking, for images outside every data set."""
     if config.source.at_test == "complete" and classifier is None:
         return lambda picture: complete_ranking(1, len(class_names))
+    if config.source.at_test == "joint" and classifier is None:
+        own = OwnRanking(config.source.kept(len(class_names), at_test=True))
+        return lambda picture: own
     if config.source.at_test == "oracle" and classifier is None:
         raise UserError(
             "this run was trained on the ground truth, which a new image does not have; add --classifier RUN"

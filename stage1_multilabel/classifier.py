@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kappaseg_core.backbones import Backbone, build_backbone
 from kappaseg_core.config import BackboneConfig, build
+from kappaseg_core.label_heads import PooledLinear, Query2Label, build_head
 from stage1_multilabel.config import HeadConfig, Stage1Config
-from stage1_multilabel.heads import PooledLinear, Query2Label, build_head
 
 
 class Classifier(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
+from kappaseg_core.config import BackboneConfig, DataConfig, LabelLossConfig, LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,6 @@ class HeadConfig:
     def overrides(self) -> dict[str, float]:
         """What differs from the preset."""
         return {k: v for k, v in vars(self).items() if k != "preset" and v is not None}
-
-
-@dataclass(frozen=True)
-class LabelLossConfig:
-    """Asymmetric loss; gamma_neg = gamma_pos = clip = 0 is binary cross-entropy."""
-
-    gamma_neg: float = 2.0
-    gamma_pos: float = 0.0
-    clip: float = 0.0
-    focus_gradient: bool = False
-    """let the gradient flow through the focusing weight (as in RankSeg's release; Query2Label stops it)"""
-    reduction: Literal["batch_mean", "mean"] = "batch_mean"
-    """batch_mean: sum over labels, mean over images (the rate does not depend on K); mean: over both"""
 
 
 @dataclass(frozen=True)

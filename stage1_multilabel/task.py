@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kappaseg_core.config import OptimConfig
-from kappaseg_core.optim import parameter_groups
+from kappaseg_core.config import LabelLossConfig, OptimConfig
+from kappaseg_core.label_loss import AsymmetricLoss
+from kappaseg_core.optim import Part, backbone_part, parameter_groups
 from kappaseg_core.structures import Batch
 from stage1_multilabel.classifier import Classifier
-from stage1_multilabel.config import LabelLossConfig
-from stage1_multilabel.losses import AsymmetricLoss
 
 
 class MultiLabelTask(nn.Module):
@@ -21,9 +20,7 @@ class MultiLabelTask(nn.Module):
     def __init__(self, model: Classifier, loss: LabelLossConfig) -> None:
         super().__init__()
         self.model = model
-        self.loss = AsymmetricLoss(
-            loss.gamma_neg, loss.gamma_pos, loss.clip, focus_gradient=loss.focus_gradient, reduction=loss.reduction
-        )
+        self.loss = AsymmetricLoss.of(loss)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
@@ -34,4 +31,4 @@ class MultiLabelTask(nn.Module):
         return loss, {"recall_at_half": hits}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        return parameter_groups(self.model.head, self.model.backbone, optim)
+        return parameter_groups([Part("head", self.model.head), backbone_part(self.model.backbone, optim)], optim)

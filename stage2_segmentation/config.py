@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
+from kappaseg_core.config import BackboneConfig, DataConfig, LabelLossConfig, LoopConfig, OptimConfig, load_config
+from kappaseg_core.errors import UserError
 
 FEW = 25  # κ where none is given: the published value for the smallest of the paper's vocabularies
 
@@ -25,16 +28,20 @@ class SourceConfig:
     """Where the rankings come from."""
 
     train: str = "cache"
-    """module of stage2_segmentation.sources used in training: cache, oracle (ground truth), complete (all K labels)"""
+    """module of stage2_segmentation.sources used in training: cache, joint (the network's own label branch), oracle
+    (ground truth), complete (all K labels)"""
     test: str | None = None
     """the same for evaluation; null = as in training. `complete` and then `oracle` is the paper's "GT (eval only)"."""
     kappa: int | None = 50
     """labels kept per image in training; null = 25, or all where there are fewer"""
     test_kappa: int | None = None
     """labels kept in evaluation; null = as in training"""
-    missed: Literal["ignore", "force"] = "ignore"
+    missed: Literal["ignore", "force", "fade"] = "ignore"
     """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published);
-    force: their labels take the last ranks (ours)"""
+    force: their labels take the last ranks (ours); fade: forced for a share of the images that falls from all of them
+    to none while training goes on (ours)"""
+    fade: float = 0.5
+    """share of the training over which `missed = fade` falls to none"""
     cache: str | None = None
     """directory of the label cache; null = OUT/labels"""
 
@@ -52,6 +59,35 @@ class SourceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}, wanted at least 1")
+        if not 0 < self.fade <= 1:
+            raise ValueError(f"fade = {self.fade}, wanted a share above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """The label branch of the joint scheme, on the same backbone as the segmentation network."""
+
+    head: str = "none"
+    """module of stage2_segmentation.branches: encoder (1 × TransEnc), decoder (2 × TransDec), pooled (GAP + linear);
+    none = a network that does not rank"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
+    loss: LabelLossConfig = field(default_factory=lambda: LabelLossConfig(gamma_neg=0.0))
+    """the published runs use binary cross-entropy or the asymmetric loss with gamma_neg 2, and reduction `mean`"""
+    weight: float = 1.0
+    """of the label loss, beside 1 for the segmentation loss (published: 5 to 300 with reduction `mean`)"""
+    warm_up: float = 0.0
+    """share of the training in which the label loss is alone, so that selection starts from a ranking (ours)"""
+    lr: float = 1.0
+    """factor on the learning rate of the branch"""
+    weight_decay: float | None = None
+    """of the branch; null = optim.weight_decay (the released recipes with a decay have 1e-4 here and 1e-6 elsewhere)"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up = {self.warm_up}, wanted a share from 0, below 1")
+        if self.weight < 0:
+            raise ValueError(f"weight = {self.weight}, wanted 0 or more")
 
 
 @dataclass(frozen=True)
@@ -115,6 +151,10 @@ class Stage2Config:
     )
     host: HostConfig = field(default_factory=HostConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    class_tokens: Literal["host", "backbone"] = "host"
+    """where class tokens meet the image. host: in the mask transformer; backbone: already in the last block of a plain
+    ViT (the release's "OCE")"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -129,10 +169,30 @@ class Stage2Config:
     name: str | None = None
     """NAME of the run; null = the training source"""
 
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            if getattr(self.source, name) == "joint" and self.labels.head == "none":
+                raise ValueError(
+                    f"source.{name} = joint, but labels.head = none ranks nothing; set labels.head = encoder"
+                )
+
     @property
     def run_name(self) -> str:
         if self.name:
             return f"stage2-{self.name}"
-        return f"stage2-{self.source.train}" + (
-            f"-{self.source.test}" if self.source.test not in (None, self.source.train) else ""
-        )
+        source, words = self.source, [self.source.train]
+        words += [str(source.test)] if source.test not in (None, source.train) else []
+        words += ["labels"] if self.labels.head != "none" and source.train != "joint" else []
+        return "-".join(["stage2", *words])
+
+
+def joint_config(path: str | Path, settings: Sequence[tuple[str, str]]) -> Stage2Config:
+    """A configuration of the joint scheme: the network ranks for itself, by an encoder branch if by no other.
+
+    Raises UserError where the settings name another source.
+    """
+    if (source := dict(settings).get("source.train", "joint")) != "joint":
+        raise UserError(f"--source.train {source}: run-joint trains on the network's own ranking; use run-stage2")
+    known = load_config(Stage2Config, path, [*settings, ("source.train", "complete")])
+    branch = [("labels.head", "encoder")] if known.labels.head == "none" else []
+    return load_config(Stage2Config, path, [*settings, *branch, ("source.train", "joint")])

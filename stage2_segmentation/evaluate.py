@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ from torchvision.transforms.v2 import functional as F
 from kappaseg_core.checkpoint import class_difference, load_model, read_record
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
-from kappaseg_core.metrics import ConfusionSums, CoverageSums, label_pixels
+from kappaseg_core.metrics import ConfusionSums, CoverageSums, average_precision, label_pixels, mean_average_precision
 from kappaseg_core.placement import Placement
 from kappaseg_core.progress import Meter
-from kappaseg_core.ranking import Ranking, rank_lookup
+from kappaseg_core.ranking import OwnRanking, Ranking, rank_lookup
 from kappaseg_core.scenes import open_scenes
-from kappaseg_core.structures import SceneSet
+from kappaseg_core.structures import Scene, SceneSet
 from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
-from stage2_segmentation.inference import InferencePlan, label_map
+from stage2_segmentation.inference import InferencePlan, Segmented, segmented
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
 
@@ -35,7 +36,8 @@ class Evaluation:
     mIoU: mean over classes with a pixel in the truth or the prediction (as mmsegmentation); mIoU_in_truth: over those
     in the truth.   class_coverage: mean share of a class's pixels whose label the ranking kept; mIoU ≤ class_coverage
     always.   pixel_coverage: share of all pixels, which bounds pixel_accuracy likewise.   zero_iou_share: share of the
-    classes in the truth that are never right.   absent: classes without a pixel in the truth.
+    classes in the truth that are never right.   absent: classes without a pixel in the truth.   label_mAP: mean average
+    precision of the label branch (envelope); None without one.
     """
 
     images: int
@@ -47,6 +49,7 @@ class Evaluation:
     pixel_coverage: float
     class_coverage: float
     mean_kappa: float
+    label_mAP: float | None
     class_iou: dict[str, float | None]
     absent: tuple[str, ...]
 
@@ -85,35 +88,50 @@ def evaluate_model(
     """Segment the split's images with the source's rankings and compare with the truth; workers share the images."""
     names = scenes.class_names
     confusion, coverage, kappas = ConfusionSums(len(names)), CoverageSums(len(names), [len(names)]), torch.zeros(1)
-    mine = range(here.worker, len(scenes), here.world)
-    with Meter(f"evaluating on {scenes.split}", len(mine), unit="image") as meter:
-        for index in mine:
-            scene = scenes[index]
-            mask = torch.from_numpy(scene.mask).long()[None]
-            ranking = source([scene.image_id], mask)
-            found = segment_image(model, torch.from_numpy(scene.image), ranking, inference, here)
-            confusion.update(found[None], mask)
-            coverage.update(label_pixels(mask, len(names)), rank_lookup(ranking, len(names)))
-            kappas += ranking.valid.sum()
-            meter.advance()
+    labels = torch.zeros(2, len(scenes), len(names))  # scores of the label branch, truth
+    for index, scene, found in segmented_scenes(model, scenes, source, inference, here):
+        mask = torch.from_numpy(scene.mask).long()[None]
+        pixels = label_pixels(mask, len(names))
+        confusion.update(found.label_map[None], mask)
+        coverage.update(pixels, rank_lookup(found.ranking, len(names)))
+        kappas += found.ranking.valid.sum()
+        if found.label_scores is not None:
+            labels[:, index] = torch.stack([found.label_scores, (pixels[0] > 0).float()])
     confusion, coverage = confusion.reduced(here.total), coverage.reduced(here.total)
     ious = [None if math.isnan(iou) else iou for iou in confusion.iou().tolist()]
     scores, kept, everywhere = confusion.summary(), coverage.summary(), len(names)
+    branch_scores, truth = here.total(labels)
     return Evaluation(
         images=len(scenes), mIoU=scores["mIoU"], mIoU_in_truth=scores["mIoU_in_truth"],
         pixel_accuracy=scores["pixel_accuracy"], mean_class_accuracy=scores["class_accuracy"],
         zero_iou_share=scores["zero_iou"], pixel_coverage=float(kept[f"pixel_coverage@{everywhere}"] or 0.0),
         class_coverage=float(kept[f"class_coverage@{everywhere}"] or 0.0),
         mean_kappa=float(here.total(kappas)) / max(1, len(scenes)),
+        label_mAP=None if model.branch is None else mean_average_precision(
+            average_precision(branch_scores, truth > 0, definition="envelope")
+        )[0],
         class_iou=dict(zip(names, ious, strict=True)),
         absent=tuple(names[label] for label in confusion.absent()),
     )  # fmt: skip
 
 
+def segmented_scenes(
+    model: SegmentationModel, scenes: SceneSet, source: Source, inference: InferenceConfig, here: Placement
+) -> Iterator[tuple[int, Scene, Segmented]]:
+    """This worker's share of the split: (index, scene, what the network makes of it), on the CPU."""
+    mine = range(here.worker, len(scenes), here.world)
+    with Meter(f"evaluating on {scenes.split}", len(mine), unit="image") as meter:
+        for index in mine:
+            scene = scenes[index]
+            ranking = source([scene.image_id], torch.from_numpy(scene.mask).long()[None])
+            yield index, scene, segment_image(model, torch.from_numpy(scene.image), ranking, inference, here)
+            meter.advance()
+
+
 def segment_image(
-    model: SegmentationModel, image: Tensor, ranking: Ranking, inference: InferenceConfig, here: Placement
-) -> Tensor:
-    """Label map i64 [H, W] of one image u8 [3, H, W], at the image's own size, among the labels of its one ranking."""
+    model: SegmentationModel, image: Tensor, ranking: Ranking | OwnRanking, inference: InferenceConfig, here: Placement
+) -> Segmented:
+    """One image u8 [3, H, W], segmented at its own size among the labels of its one ranking, on the CPU."""
     size = (image.shape[-2], image.shape[-1])
     if inference.short_side is not None:
         target = list(scaled_size(size, inference.short_side))
@@ -122,16 +140,19 @@ def segment_image(
     image = F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
     plan = InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
     with torch.inference_mode(), here.autocast():
-        return label_map(model, image, ranking.to(here.device), plan, size=size).cpu()
+        choice = ranking if isinstance(ranking, OwnRanking) else ranking.to(here.device)
+        found = segmented(model, image, choice, plan, size=size)
+    scores = None if found.label_scores is None else found.label_scores.cpu()
+    return Segmented(found.label_map.cpu(), found.ranking.to("cpu"), scores)
 
 
 def evaluation_name(config: Stage2Config, training: Stage2Config, kappa: int) -> str:
     """File name of an evaluation: what differs from the run's own settings is part of it."""
     words = [config.source.at_test]
-    if config.source.at_test == "cache":
+    if config.source.at_test in ("cache", "joint"):
         words.append(f"kappa{kappa}")
-        if config.source.cache != training.source.cache:
-            words.append(f"from-{Path(str(config.source.cache)).name}")
+    if config.source.at_test == "cache" and config.source.cache != training.source.cache:
+        words.append(f"from-{Path(str(config.source.cache)).name}")
     inference: dict[str, Any] = asdict(config.inference)
     words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
     words += [config.data.val] if config.data.val != training.data.val else []

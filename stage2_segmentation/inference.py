@@ -7,7 +7,8 @@ into K channels filled with -100, and averages those.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,19 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kappaseg_core.ranking import Ranking, to_label_space
+from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
+from stage2_segmentation.branches import Seen
 from stage2_segmentation.pixels import to_pixels
 
 WINDOWS_AT_ONCE = 4
 
 
 class Network(Protocol):
-    """Images f32 [B, 3, H, W] and their rankings → rank_logits f32 [B, κ, h, w], in cells of `cell` pixels."""
+    """Images f32 [B, 3, H, W] → what is seen in them → rank_logits f32 [B, κ, h, w], in cells of `cell` pixels."""
 
     @property
     def cell(self) -> int: ...
 
-    def __call__(self, images: Tensor, ranking: Ranking) -> Tensor: ...
+    def look(self, images: Tensor) -> Seen: ...
+
+    def segment(self, seen: Seen, ranking: Ranking) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -43,66 +47,118 @@ class InferencePlan:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    @property
+    def views(self) -> list[tuple[float, bool]]:
+        """(scale, mirrored), the view that is nearest to the image as it is first."""
+        scales = sorted(self.scales, key=lambda scale: abs(math.log(scale)))
+        return [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + self.flip]]
 
-def label_map(
-    network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, *, size: tuple[int, int]
-) -> Tensor:
-    """Label ids i64 [H, W] = `size` of one image f32 [3, H', W'], normalised, with its ranking (of one image)."""
-    ranks = rank_scores(network, image, ranking, plan, size=size).argmax(0)
-    return to_label_space(ranks[None], ranking)[0]
+
+@dataclass(frozen=True)
+class Segmented:
+    """One image, segmented. label_map: i64 [H, W].   ranking: of one image.
+
+    label_scores: f32 [K] in [0, 1] of the network's label branch; None without one.
+    """
+
+    label_map: Tensor
+    ranking: Ranking
+    label_scores: Tensor | None = None
+
+
+def segmented(
+    network: Network, image: Tensor, ranking: Ranking | OwnRanking, plan: InferencePlan, *, size: tuple[int, int]
+) -> Segmented:
+    """Label ids at `size` of one image f32 [3, H', W'], normalised, among the labels of its one ranking.
+
+    A network that ranks for itself does so once for the image: a label's score is the largest that it gets in any
+    window of the view nearest to the image as it is, and all windows, scales and flips are segmented with that ranking.
+    (The release ranks every forward pass anew.)
+    """
+    first = list(looks(network, image, plan, *plan.views[0]))
+    label_scores = image_scores(first)
+    if isinstance(ranking, OwnRanking):
+        assert label_scores is not None
+        ranking = ranking.of(label_scores[None])
+    ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
+    return Segmented(to_label_space(ranks[None], ranking)[0], ranking, label_scores)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Some windows of a view of an image, after the network has looked at them.
+
+    places: their top left corners in the view of `view` pixels; each is `size` pixels large.
+    """
+
+    view: tuple[int, int]
+    places: list[tuple[int, int]]
+    size: tuple[int, int]
+    seen: Seen
+
+
+def looks(network: Network, image: Tensor, plan: InferencePlan, scale: float, mirrored: bool) -> Iterator[Look]:
+    """The windows of the image at one scale, mirrored or not, a few at a time; a single one for mode "whole"."""
+    if scale != 1.0:
+        wanted = [max(1, round(side * scale)) for side in image.shape[1:]]
+        image = F.interpolate(image[None], wanted, mode="bilinear", align_corners=False)[0]
+    image = image.flip(2) if mirrored else image
+    view = (image.shape[1], image.shape[2])
+    window = plan.window if plan.mode == "slide" else max(view)
+    height, width = (min(window, side) for side in view)
+    places = list(corners(*view, window, plan.stride if plan.mode == "slide" else window))
+    for start in range(0, len(places), WINDOWS_AT_ONCE):
+        group = places[start : start + WINDOWS_AT_ONCE]
+        pieces = torch.stack([image[:, top : top + height, left : left + width] for top, left in group])
+        yield Look(view, group, (height, width), network.look(pieces))
+
+
+def image_scores(seen: Sequence[Look]) -> Tensor | None:
+    """f32 [K], the largest score of each label in any of the windows; None where the network has no label branch."""
+    logits = [look.seen.label_logits for look in seen if look.seen.label_logits is not None]
+    return torch.cat(logits).amax(0).float().sigmoid() if logits else None
 
 
 def rank_scores(
-    network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, *, size: tuple[int, int]
-) -> Tensor:
-    """Scores f32 [κ, H, W] of the ranks: logits of a single view, mean of the softmax of several."""
-    views = [(scale, mirrored) for scale in plan.scales for mirrored in (False, True)[: 1 + plan.flip]]
+    network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, *,
+    size: tuple[int, int], first: Sequence[Look] | None = None,
+) -> Tensor:  # fmt: skip
+    """Scores f32 [κ, H, W] of the ranks: logits of a single view, mean of the softmax of several.
+
+    first: the looks at the first view, where they have been taken already.
+    """
     total: Tensor | None = None
-    for scale, mirrored in views:
-        scores = view_logits(network, image, ranking, plan, scale, mirrored, size)
-        if len(views) == 1:
-            return scores
-        scores = scores.softmax(0).div_(len(views))
+    for number, (scale, mirrored) in enumerate(plan.views):
+        known = first if number == 0 else None
+        seen = looks(network, image, plan, scale, mirrored) if known is None else known
+        logits = view_logits(network, seen, ranking)
+        logits = logits.flip(2) if mirrored else logits
+        if logits.shape[1:] != size:
+            logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        if len(plan.views) == 1:
+            return logits
+        scores = logits.softmax(0).div_(len(plan.views))
         total = scores if total is None else total.add_(scores)
     assert total is not None
     return total
 
 
-def view_logits(
-    network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, scale: float, mirrored: bool,
-    size: tuple[int, int],
-) -> Tensor:  # fmt: skip
-    """Logits f32 [κ, *size] from the image at one scale, mirrored or not (mirrored back)."""
-    if scale != 1.0:
-        wanted = [max(1, round(side * scale)) for side in image.shape[1:]]
-        image = F.interpolate(image[None], wanted, mode="bilinear", align_corners=False)[0]
-    image = image.flip(2) if mirrored else image
-    logits = slide(network, image, ranking, plan.window, plan.stride) if plan.mode == "slide" else whole(
-        network, image[None], ranking
-    )[0]  # fmt: skip
-    logits = logits.flip(2) if mirrored else logits
-    if logits.shape[1:] != size:
-        logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-    return logits
-
-
-def whole(network: Network, images: Tensor, ranking: Ranking) -> Tensor:
-    """Images f32 [B, 3, H, W] → pixel logits f32 [B, κ, H, W] in one pass."""
-    return to_pixels(network(images, ranking).float(), (images.shape[2], images.shape[3]), network.cell)
-
-
-def slide(network: Network, image: Tensor, ranking: Ranking, window: int, stride: int) -> Tensor:
-    """Image f32 [3, H, W] → mean f32 [κ, H, W] over the windows of each pixel's logits."""
-    height, width = (min(window, side) for side in image.shape[1:])
-    total = image.new_zeros((ranking.kappa, *image.shape[1:]), dtype=torch.float32)
-    count = image.new_zeros(image.shape[1:], dtype=torch.float32)
-    places = list(corners(image.shape[1], image.shape[2], window, stride))
-    for start in range(0, len(places), WINDOWS_AT_ONCE):
-        group = places[start : start + WINDOWS_AT_ONCE]
-        pieces = torch.stack([image[:, top : top + height, left : left + width] for top, left in group])
-        for (top, left), logits in zip(group, whole(network, pieces, repeated(ranking, len(group))), strict=True):
-            total[:, top : top + height, left : left + width] += logits
-            count[top : top + height, left : left + width] += 1
+def view_logits(network: Network, seen: Iterable[Look], ranking: Ranking) -> Tensor:
+    """f32 [κ, H, W] of a view: the mean over the windows of each pixel's logits."""
+    total = count = None
+    for look in seen:
+        pieces = network.segment(look.seen, repeated(ranking, len(look.places))).float()
+        pieces = to_pixels(pieces, look.size, network.cell)
+        if look.size == look.view:
+            return pieces[0]
+        if total is None or count is None:
+            total = pieces.new_zeros((ranking.kappa, *look.view))
+            count = pieces.new_zeros(look.view)
+        for (top, left), logits in zip(look.places, pieces, strict=True):
+            here = (slice(top, top + look.size[0]), slice(left, left + look.size[1]))
+            total[:, *here] += logits
+            count[here] += 1
+    assert total is not None and count is not None
     return total / count
 
 

@@ -8,24 +8,36 @@ from typing import Any
 from torch import Tensor, nn
 
 from kappaseg_core.backbones import Backbone, build_backbone
-from kappaseg_core.config import BackboneConfig, build
+from kappaseg_core.config import build
+from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
-from stage2_segmentation.config import HostConfig, Stage2Config
+from stage2_segmentation.branches import Seen, build_branch, class_table
+from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.hosts import build_host
 from stage2_segmentation.sources import ranks_of
 
 
 class SegmentationModel(nn.Module):
-    """Backbone and host. forward: images f32 [B, 3, H, W], ranking of B images → rank_logits f32 [B, κ, h, w].
+    """Backbone, host, and in the joint scheme a label branch.
+
+    forward: images f32 [B, 3, H, W], ranking of B images → rank_logits f32 [B, κ, h, w]. In two steps, for a ranking
+    that comes from the network itself: `look` at the images, then `segment` what was seen.
 
     all_labels: K for a network that is trained on the complete ranking, else None. Such a network is run on all K
     labels in evaluation too, and a shorter ranking then picks among its outputs: this is known truth "at evaluation
     only" (Fig. 3, He et al. 2022), where the network is the plain one and knows nothing of a ranking.
+
+    class_tokens: the class embeddings join the tokens before the backbone's last block ("OCE" in the release, which
+    starts all of them from zero where pretrained weights are given, so that they stay alike; ours: truncated normal).
     """
 
-    def __init__(self, backbone: Backbone, host: nn.Module, *, all_labels: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, host: nn.Module, branch: nn.Module | None = None, *, all_labels: int | None = None,
+        class_tokens: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.host, self.all_labels = backbone, host, all_labels
+        self.backbone, self.host, self.branch = backbone, host, branch
+        self.all_labels, self.class_tokens = all_labels, class_tokens
 
     @property
     def cell(self) -> int:
@@ -33,40 +45,75 @@ class SegmentationModel(nn.Module):
         return self.backbone.stride
 
     def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
-        features = self.backbone(images)
+        return self.segment(self.look(images), ranking)
+
+    def look(self, images: Tensor) -> Seen:
+        """Everything about images that does not depend on their ranking."""
+        if not self.class_tokens:
+            return self.read(self.backbone(images))
+        features, classes = self.backbone.with_tokens(images, class_table(self.host))
+        return self.read(features, classes)
+
+    def read(self, features: Tensor, classes: Tensor | None = None) -> Seen:
+        """The same from the backbone's map [B, C, h, w]."""
+        if self.branch is None:
+            return Seen(features, classes=classes)
+        seen: Seen = self.branch(self.host, features, classes)
+        return seen
+
+    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
+        """rank_logits f32 [B, κ, h, w] of the kept labels."""
         if self.all_labels is None or self.training:
-            logits: Tensor = self.host(features, ranking)
+            logits: Tensor = self.host(seen.features, ranking, **seen.tokens())
             return logits
-        logits = self.host(features, complete_ranking(len(images), self.all_labels, images.device))
+        everything = complete_ranking(len(seen.features), self.all_labels, seen.features.device)
+        logits = self.host(seen.features, everything, **seen.tokens())
         picked = logits.gather(1, ranking.labels[..., None, None].expand(-1, -1, *logits.shape[2:]))
         return picked.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT)
 
 
-def build_segmentation(
-    backbone: BackboneConfig, host: HostConfig, *, num_classes: int, kappa: int, image_size: int,
-    all_labels: bool = False,
-) -> SegmentationModel:  # fmt: skip
-    """A new network: backbone from its weight file where one is named, host from random numbers.
-
-    kappa: ranks seen in training, the length of the rank scale (K for the plain baseline).
-    all_labels: it is trained on the complete ranking.
-    """
-    trunk = build_backbone(backbone, image_size=image_size)
-    head = build_host(host.kind, num_classes=num_classes, in_channels=trunk.channels, kappa=kappa, options=host.options)
-    return SegmentationModel(trunk, head, all_labels=num_classes if all_labels else None)
+def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationModel:
+    """A new network: backbone from its weight file where one is named, the rest from random numbers."""
+    backbone = build_backbone(config.backbone, image_size=config.augment.crop)
+    host = build_host(
+        config.host.kind, num_classes=num_classes, in_channels=backbone.channels,
+        kappa=scale_length(config, num_classes), options=config.host.options,
+    )  # fmt: skip
+    joined = config.class_tokens == "backbone"
+    if joined:
+        check_class_tokens(config, backbone, host)
+    return SegmentationModel(
+        backbone, host,
+        build_branch(
+            config.labels.head, host, num_classes=num_classes, in_channels=backbone.channels,
+            options=config.labels.options,
+        ),
+        all_labels=num_classes if config.source.train == "complete" else None, class_tokens=joined,
+    )  # fmt: skip
 
 
 def build_model(config: dict[str, Any], class_names: tuple[str, ...]) -> SegmentationModel:
     """A run's network from its record, without weights (`load_model` fills them in)."""
     known = build(Stage2Config, config, source="run.yaml")
     empty = replace(known.backbone, weights=None, frozen=known.backbone.is_frozen)
-    return build_segmentation(
-        empty, known.host, num_classes=len(class_names),
-        kappa=scale_length(known, len(class_names)), image_size=known.augment.crop,
-        all_labels=known.source.train == "complete",
-    )  # fmt: skip
+    return build_segmentation(replace(known, backbone=empty), len(class_names))
 
 
 def scale_length(config: Stage2Config, num_classes: int) -> int:
     """Ranks that the rank scale has parameters for."""
     return ranks_of(config.source.train, config.source.kept(num_classes), num_classes)
+
+
+def check_class_tokens(config: Stage2Config, backbone: Backbone, host: nn.Module) -> None:
+    """Raise UserError where class tokens cannot join the backbone's last block."""
+    if not backbone.takes_tokens:
+        raise UserError(
+            f"class_tokens = backbone needs a plain ViT; {config.backbone.name} is none, use class_tokens host"
+        )
+    width = class_table(host).shape[1]
+    if width != backbone.channels:
+        raise UserError(
+            f"class_tokens = backbone needs host.options.width = {backbone.channels}, the backbone's, found {width}"
+        )
+    if config.backbone.is_frozen:
+        raise UserError("class_tokens = backbone needs a backbone that is trained; set backbone.frozen false")

@@ -1,4 +1,7 @@
-"""What stage two learns: the label of each pixel, among those that the ranking kept."""
+"""What stage two learns: the label of each pixel among the kept ones, and in the joint scheme which ones are kept.
+
+Legend: B images, K all labels, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,97 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.config import OptimConfig
-from kappaseg_core.optim import parameter_groups
-from kappaseg_core.ranking import Ranking, force_missed, presence
+from kappaseg_core.label_loss import AsymmetricLoss
+from kappaseg_core.optim import Part, backbone_part, parameter_groups
+from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, presence
 from kappaseg_core.structures import Batch
+from stage2_segmentation.branches import Seen
+from stage2_segmentation.config import LabelsConfig, SourceConfig
 from stage2_segmentation.losses import segmentation_loss
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
 
 
 class SegmentTask(nn.Module):
-    """Batch (image or features, mask i64 [B, H, W]) → cross-entropy over the kept labels."""
+    """Batch (image or features, mask i64 [B, H, W]) → loss.
+
+    Cross-entropy over the kept labels, and with a label branch + weight · the label loss on the labels of the crop:
+    L = L_seg + λ L_label (Sec. 3.4, He et al. 2022). The segmentation loss reaches the branch through the class tokens
+    that it refines; choosing labels has no gradient.
+    """
 
     def __init__(
-        self, model: SegmentationModel, source: Source, num_classes: int, *, force: bool, loss_stride: int
-    ) -> None:
+        self, model: SegmentationModel, source: Source, num_classes: int, *,
+        missed: SourceConfig, labels: LabelsConfig, loss_stride: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
-        self.source, self.num_classes, self.force, self.loss_stride = source, num_classes, force, loss_stride
+        self.source, self.num_classes, self.loss_stride = source, num_classes, loss_stride
+        self.missed, self.labels = missed, labels
+        self.label_loss = AsymmetricLoss.of(labels.loss)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
-        ranking = self.ranking_for(batch.image_id, batch.mask)
         if batch.features is None:
-            logits = self.model(batch.image, ranking)
+            assert batch.image is not None
+            seen = self.model.look(batch.image)
         else:
-            logits = self.model.host(batch.features, ranking)
+            seen = self.model.read(batch.features)
+        if seen.label_logits is None:
+            return self.segmentation(seen, batch)
+        present = presence(batch.mask, self.num_classes)
+        label_loss = self.label_loss(seen.label_logits, present.float())
+        stats = {"label_loss": label_loss.detach(), "label_recall": recalled(seen.label_logits, present)}
+        if batch.progress < self.labels.warm_up:
+            # distributed training waits for the gradients of all parameters
+            idle = sum(p.sum() for p in self.model.host.parameters() if p.requires_grad)
+            return self.labels.weight * label_loss + 0.0 * idle, stats
+        loss, numbers = self.segmentation(seen, batch)
+        return loss + self.labels.weight * label_loss, {**numbers, **stats}
+
+    def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.mask is not None
+        ranking = self.ranking_for(seen, batch)
+        logits = self.model.segment(seen, ranking)
         return segmentation_loss(
             logits, batch.mask, ranking, self.num_classes, cell=self.model.cell, stride=self.loss_stride
         )
 
     @torch.no_grad()
-    def ranking_for(self, image_ids: tuple[str, ...], mask: Tensor) -> Ranking:
-        """The source's ranking; with `force`, labels of the crop that it missed take its last ranks."""
-        ranking = self.source(image_ids, mask).to(mask.device)
-        return force_missed(ranking, presence(mask, self.num_classes)) if self.force else ranking
+    def ranking_for(self, seen: Seen, batch: Batch) -> Ranking:
+        """The source's ranking, or the network's own; labels of the crop that it missed may take its last ranks."""
+        assert batch.mask is not None
+        ranking = self.source(batch.image_id, batch.mask)
+        if isinstance(ranking, OwnRanking):
+            assert seen.label_logits is not None
+            ranking = ranking.of(seen.label_logits.sigmoid())
+        ranking = ranking.to(batch.mask.device)
+        share = forced_share(self.missed, batch.progress)
+        if share == 0:
+            return ranking
+        present = presence(batch.mask, self.num_classes)
+        if share < 1:
+            present &= torch.rand(len(present), 1, device=present.device) < share
+        return force_missed(ranking, present)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        return parameter_groups(self.model.host, self.model.backbone, optim)
+        model, labels = self.model, self.labels
+        parts = [Part("host", model.host), backbone_part(model.backbone, optim)]
+        if model.branch is not None:
+            parts.append(Part("labels", model.branch, lr=labels.lr, weight_decay=labels.weight_decay))
+        return parameter_groups(parts, optim)
+
+
+def forced_share(missed: SourceConfig, progress: float) -> float:
+    """Share of the images whose missed labels are forced into the ranking, at this point of the training."""
+    if missed.missed == "fade":
+        return max(0.0, 1 - progress / missed.fade)
+    return float(missed.missed == "force")
+
+
+@torch.no_grad()
+def recalled(logits: Tensor, present: Tensor) -> Tensor:
+    """Share of the labels that are there among as many best ones: 1 for a perfect ranking of every image."""
+    count = present.sum(1, keepdim=True)
+    ranks = logits.argsort(dim=1, descending=True).argsort(dim=1)
+    return ((ranks < count) & present).sum() / count.sum().clamp(min=1)

@@ -28,13 +28,13 @@ from kappaseg_core.views import training_bank
 from stage2_segmentation.augment import TrainExamples
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import evaluate_model
-from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
+from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.sources import Source, SourceInputs, build_source
 from stage2_segmentation.task import SegmentTask
 
 
-def train_segmentation(config: Stage2Config) -> Summary:
-    """Train, or finish training, the network of `config` in OUT/stage2-NAME."""
+def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summary:
+    """Train, or finish training, the network of `config` in `folder` (default OUT/stage2-NAME)."""
     started = time.perf_counter()
     here = place(config.loop, to_train=True)
     train, val = open_scenes(config.data, config.data.train), open_scenes(config.data, config.data.val)
@@ -43,13 +43,9 @@ def train_segmentation(config: Stage2Config) -> Summary:
     test_source = source_for(config, val, at_test=True)
 
     torch.manual_seed(seed_of(config.loop.seed, "init"))
-    model = build_segmentation(
-        config.backbone, config.host, num_classes=num_classes,
-        kappa=scale_length(config, num_classes), image_size=config.augment.crop,
-        all_labels=config.source.train == "complete",
-    )  # fmt: skip
+    model = build_segmentation(config, num_classes)
     run = start_run(
-        Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,
+        folder or Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,
         scenes=(train, val), here=here, rankings=train_source.fingerprint,
     )  # fmt: skip
     if run.is_complete:
@@ -72,8 +68,9 @@ def train_segmentation(config: Stage2Config) -> Summary:
             return evaluate_model(network, val, test_source, config.inference, here).numbers()
 
         task = SegmentTask(
-            model, train_source, num_classes, force=config.source.missed == "force", loss_stride=config.loss.stride
-        )
+            model, train_source, num_classes, missed=config.source, labels=config.labels,
+            loss_stride=config.loss.stride,
+        )  # fmt: skip
         return fit(
             task, feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here, metric="mIoU",
             spent_seconds=time.perf_counter() - started,

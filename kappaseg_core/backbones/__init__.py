@@ -8,7 +8,7 @@ ceil(W/stride)]. A network that takes only certain sizes also has `unit`: it is 
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +56,26 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        below, right = -height % self.unit, -width % self.unit
-        if below or right:
-            images = F.pad(images, (0, right, 0, below))
-        features: Tensor = self.network(images)
+        features: Tensor = self.network(self.padded(images))
         return features[..., : -(-height // self.stride), : -(-width // self.stride)]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Zeros at the right and at the bottom, up to multiples of `unit`."""
+        height, width = images.shape[-2:]
+        below, right = -height % self.unit, -width % self.unit
+        return F.pad(images, (0, right, 0, below)) if below or right else images
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether further tokens can join those of the image (`with_tokens`)."""
+        return bool(getattr(self.network, "takes_tokens", False))
+
+    def with_tokens(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The map, and what became of tokens [N, D] that joined the network before its last block: [B, N, D]."""
+        height, width = images.shape[-2:]
+        network: Any = self.network
+        features, found = network.with_tokens(self.padded(images), tokens)
+        return features[..., : -(-height // self.stride), : -(-width // self.stride)], found
 
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone stays in evaluation mode, whatever is asked of the model around it."""

@@ -63,6 +63,25 @@ class TimmNetwork(nn.Module):
             return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride))
         return features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether `with_tokens` works: plain ViTs up to their last block."""
+        return self.stage is None and isinstance(self.model, VisionTransformer)
+
+    def with_tokens(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [N, D] join those of the images (sides multiples of `unit`) before the last block.
+
+        Gives the map [B, D, h, w] and the N tokens [B, N, D], both after the final norm.
+        """
+        model: Any = self.model
+        seen = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        for block in model.blocks[:-1]:
+            seen = block(seen)
+        together = torch.cat([seen, tokens.to(seen.dtype).expand(len(seen), -1, -1)], dim=1)
+        seen, found = model.norm(model.blocks[-1](together)).split([seen.shape[1], len(tokens)], dim=1)
+        cells = seen[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
+        return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride)), found
+
 
 def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwork:
     """The named network without classifier; layers behind `level` are left out.

@@ -6,14 +6,13 @@ Legend: B images, C channels and h w cells of the backbone's map, P = h·w, K al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.rank_scale import RankScale
+from kappaseg_core.rank_scale import Kind, RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
 
@@ -32,7 +31,8 @@ class Options:
     dropout: float = 0.1
     attention_dropout: float | None = None
     """of the attention weights; null = dropout (as published). With 0 the fused kernels of the CPU can be used"""
-    rank_scale: Literal["shared", "rank", "layer_norm"] = "layer_norm"
+    rank_scale: Kind = "layer_norm"
+    """kappaseg_core.rank_scale: layer_norm (as released), shared_norm, rank (Eq. 3), shared"""
     unbiased: bool = False
     """layer_norm with the unbiased variance, as in the released ground-truth head"""
 
@@ -67,9 +67,16 @@ class Segmenter(nn.Module):
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
         self.apply(init_linear)
 
-    def forward(self, features: Tensor, ranking: Ranking) -> Tensor:
-        classes = F.embedding(ranking.labels, self.cls_emb)
-        return self.decode(self.read(features), classes, ranking, features.shape[-2:])
+    def forward(
+        self, features: Tensor, ranking: Ranking, classes: Tensor | None = None, patches: Tensor | None = None
+    ) -> Tensor:
+        """classes [B, K, D], patches [B, P, D]: tokens that a label branch has refined, instead of the host's own."""
+        patches = self.read(features) if patches is None else patches
+        if classes is None:
+            kept = F.embedding(ranking.labels, self.cls_emb)
+        else:
+            kept = classes.gather(1, ranking.labels[..., None].expand(-1, -1, classes.shape[2]))
+        return self.decode(patches, kept, ranking, features.shape[-2:])
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D], row by row."""

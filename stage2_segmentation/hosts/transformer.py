@@ -26,6 +26,12 @@ class Block(nn.Module):
         out: Tensor = tokens + self.mlp(self.norm2(tokens))
         return out
 
+    def refine(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Tokens [B, N, D] that attend to the tokens seen [B, T, D] alone, by the same weights: linear in N."""
+        tokens = tokens + self.attn.across(self.norm1(tokens), self.norm1(seen))
+        out: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return out
+
 
 class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float | None) -> None:
@@ -35,8 +41,22 @@ class SelfAttention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, attend: Tensor | None) -> Tensor:
-        queries, keys, values = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if attend is None else attend[:, None, None, :]
+        queries, keys, values = self.split(self.qkv(tokens), 3)
+        return self.found(queries, keys, values, None if attend is None else attend[:, None, None, :])
+
+    def across(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Queries from tokens [B, N, D]; keys and values from seen [B, T, D] → [B, N, D]."""
+        width = tokens.shape[2]
+        weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
+        (queries,) = self.split(F.linear(tokens, weights[0], biases[0]), 1)
+        keys, values = self.split(F.linear(seen, weights[1], biases[1]), 2)
+        return self.found(queries, keys, values, None)
+
+    def split(self, packed: Tensor, parts: int) -> Tensor:
+        """[B, N, parts · D] → [parts, B, heads, N, D / heads]."""
+        return packed.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def found(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
         out: Tensor = self.drop(self.proj(found.transpose(1, 2).flatten(2)))

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.parts import part
-from kappaseg_core.ranking import Ranking
+from kappaseg_core.ranking import OwnRanking, Ranking
 
 
 class Source(Protocol):
     """Where rankings come from.
 
     image_ids: B names.   mask: i64 [B, H, W], the truth, which only an oracle may look at; None where there is none.
-    Gives a Ranking on the CPU with at most `kappa` ranks where the source has a choice.
+    Gives a Ranking on the CPU with at most `kappa` ranks where the source has a choice, or an OwnRanking where the
+    network is to rank.
     fingerprint: of what it reads, recorded with a run that trains on it.
     """
 
     fingerprint: str
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking: ...
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking | OwnRanking: ...
 
 
 @dataclass(frozen=True)

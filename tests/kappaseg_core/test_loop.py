@@ -19,7 +19,7 @@ from kappaseg_core.config import LoopConfig, OptimConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.feeding import batches, collate
 from kappaseg_core.loop import fit
-from kappaseg_core.optim import parameter_groups
+from kappaseg_core.optim import Part, parameter_groups
 from kappaseg_core.placement import Placement
 from kappaseg_core.structures import Batch
 
@@ -62,7 +62,7 @@ class NetTask(nn.Module):
         return loss, {"twice": 2 * loss.detach()}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        return parameter_groups(self.model.head, self.model.backbone, optim)
+        return parameter_groups([Part("network", self.model)], optim)
 
 
 class Killed(Exception):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from kappaseg_core.config import OptimConfig
-from kappaseg_core.optim import build_optimizer, parameter_groups, rate, set_rate
+from kappaseg_core.optim import Part, backbone_part, build_optimizer, parameter_groups, rate, set_rate
 
 
 def model() -> nn.ModuleDict:
@@ -18,8 +18,11 @@ def model() -> nn.ModuleDict:
 
 
 def groups(optim: OptimConfig) -> list[dict]:
-    network = model()
-    return parameter_groups(network["head"], network["backbone"], optim)
+    return groups_of(model(), optim)
+
+
+def groups_of(network: nn.ModuleDict, optim: OptimConfig) -> list[dict]:
+    return parameter_groups([Part("head", network["head"]), backbone_part(network["backbone"], optim)], optim)
 
 
 @pytest.mark.parametrize("steps", [12, 40])
@@ -57,13 +60,22 @@ def test_cosine_warms_up_and_ends_near_the_floor() -> None:
 def test_groups_hold_every_trainable_parameter_once() -> None:
     network = model()
     network["backbone"][0].weight.requires_grad_(False)
-    found = parameter_groups(network["head"], network["backbone"], OptimConfig(decay_norms=False, backbone_lr=0.1))
+    found = groups_of(network, OptimConfig(decay_norms=False, backbone_lr=0.1))
     params = [p for group in found for p in group["params"]]
     assert {id(p) for p in params} == {id(p) for p in network.parameters() if p.requires_grad}
     assert len(params) == len({id(p) for p in params})
     spared = next(g for g in found if g["name"] == "backbone, undecayed")
     assert spared["weight_decay"] == 0.0
     assert spared["lr_factor"] == 0.1
+
+
+def test_a_part_has_its_own_rate_and_decay_and_shared_parameters_stay_with_the_first() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+    second.weight = first.weight
+    parts = [Part("first", first), Part("second", second, lr=0.1, weight_decay=0.3)]
+    one, two = parameter_groups(parts, OptimConfig(weight_decay=0.01))
+    assert ([id(p) for p in one["params"]], one["lr_factor"], one["weight_decay"]) == ([id(first.weight)], 1.0, 0.01)
+    assert ([id(p) for p in two["params"]], two["lr_factor"], two["weight_decay"]) == ([id(second.bias)], 0.1, 0.3)
 
 
 def test_sgd_has_momentum_and_the_backbones_rate_is_scaled() -> None:

@@ -28,10 +28,10 @@ def plain(scale: RankScale, scores: list[float]) -> list[float]:
     """The documented formula for one pixel, one number at a time."""
     weight, n = scale.weight.tolist(), len(scores)
     at = [weight[min(rank, len(weight) - 1)] for rank in range(n)]
-    if scale.kind != "layer_norm":
+    if scale.kind in ("rank", "shared"):
         return [w * q for w, q in zip(at, scores, strict=True)]
-    assert scale.bias is not None
-    bias = [scale.bias.tolist()[min(rank, KAPPA - 1)] for rank in range(n)]
+    biases = [0.0] if scale.bias is None else scale.bias.tolist()
+    bias = [biases[min(rank, len(biases) - 1)] for rank in range(n)]
     mean = sum(scores) / n
     variance = sum((q - mean) ** 2 for q in scores) / max(1, n - 1 if scale.unbiased else n)
     return [
@@ -120,4 +120,4 @@ def test_half_precision_is_scaled_in_single_precision(kind: Kind) -> None:
 
 def test_every_kind_has_the_parameters_it_is_named_for() -> None:
     sizes = {kind: [len(p) for p in RankScale(KAPPA, kind).parameters()] for kind in KINDS}
-    assert sizes == {"shared": [1], "rank": [KAPPA], "layer_norm": [KAPPA, KAPPA]}
+    assert sizes == {"shared": [1], "rank": [KAPPA], "layer_norm": [KAPPA, KAPPA], "shared_norm": [1]}

@@ -72,7 +72,7 @@ def evaluation(here: Placement) -> dict[str, Any]:
 
     asked: list[str] = []
     torch.manual_seed(0)
-    model = build_segmentation(BACKBONE, HOST, num_classes=K, kappa=K, image_size=32).eval()
+    model = build_segmentation(Stage2Config(backbone=BACKBONE, host=HOST, source=SourceConfig("complete")), K).eval()
     found = evaluate_model(model, open_scenes(DATA, "train"), Noting(K), InferenceConfig(short_side=None), here)
     return {"asked": asked, "evaluation": asdict(found)}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kappaseg_core.label_heads import Query2Label, sine_positions
+from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.metrics import average_precision, mean_average_precision
-from stage1_multilabel.heads import Query2Label, sine_positions
-from stage1_multilabel.losses import AsymmetricLoss
 
 #: Our module → the published one. Where ours begins with a name on the left, theirs begins with the one on the right.
 ENCODER = {"self_attention.attention": "self_attn", "self_attention.norm": "norm1", "ffn.widen": "linear1",

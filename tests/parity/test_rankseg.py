@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kappaseg_core.ranking import IGNORE, Ranking, complete_ranking, oracle_ranking, presence, top_kappa
+from stage2_segmentation.branches import encoder
+from stage2_segmentation.branches.encoder import EncoderBranch
 from stage2_segmentation.hosts.segmenter import Options, Segmenter
-from stage2_segmentation.label_branch import EncoderLabelBranch
 from stage2_segmentation.losses import segmentation_loss
 from tests.parity.conftest import Reference
 from tests.parity.weights import load_mask_transformer
@@ -58,12 +59,15 @@ def test_the_mask_transformer_with_all_labels_is_the_published_segmenter(referen
 
 
 @pytest.fixture
-def joint(reference: Load) -> tuple[Reference, Segmenter, EncoderLabelBranch]:
+def joint(reference: Load) -> tuple[Reference, Segmenter, EncoderBranch]:
     """The released joint head: its first block ranks the labels, the other two are the mask transformer."""
     stored = reference("rankseg_1x_tranenc")
     sizes = stored.sizes
     host = host_of(stored, depth=2, kappa=sizes["topk"])
-    branch = EncoderLabelBranch(host, pooled=sizes["down"], heads=sizes["heads"], ffn=sizes["d_ff"], dropout=0.0).eval()
+    shape = (sizes["K"], sizes["d"])
+    branch = EncoderBranch(
+        encoder.Options(sizes["down"], heads=sizes["heads"], ffn=sizes["d_ff"], dropout=0.0), *shape
+    ).eval()
     load_mask_transformer(host, stored.state, first_block=1)
     state = stored.state
     branch.block.load_state_dict({k.removeprefix("blocks.0."): v for k, v in state.items() if "blocks.0." in k})
@@ -73,35 +77,34 @@ def joint(reference: Load) -> tuple[Reference, Segmenter, EncoderLabelBranch]:
 
 
 @torch.no_grad()
-def run(joint: tuple[Reference, Segmenter, EncoderLabelBranch]) -> tuple[Tensor, Ranking, Tensor]:
+def run(joint: tuple[Reference, Segmenter, EncoderBranch]) -> tuple[Tensor, Ranking, Tensor]:
     """Label logits, ranking and rank logits of the joint network."""
     stored, host, branch = joint
     x = stored.arrays["x"]
-    logits, classes, patches = branch(host, x)
-    ranking = top_kappa(logits.sigmoid(), stored.sizes["topk"])
-    kept = classes.gather(1, ranking.labels[..., None].expand(-1, -1, classes.shape[2]))
-    return logits, ranking, host.decode(patches, kept, ranking, x.shape[-2:])
+    seen = branch(host, x)
+    ranking = top_kappa(seen.label_logits.sigmoid(), stored.sizes["topk"])
+    return seen.label_logits, ranking, host(x, ranking, **seen.tokens())
 
 
 def test_the_joint_head_gives_the_published_label_logits(
-    joint: tuple[Reference, Segmenter, EncoderLabelBranch],
+    joint: tuple[Reference, Segmenter, EncoderBranch],
 ) -> None:
     close(run(joint)[0], joint[0].arrays["img_pred"])
 
 
 def test_the_joint_head_selects_the_published_labels_in_order(
-    joint: tuple[Reference, Segmenter, EncoderLabelBranch],
+    joint: tuple[Reference, Segmenter, EncoderBranch],
 ) -> None:
     assert run(joint)[1].labels.tolist() == joint[0].arrays["topk_index"].tolist()
 
 
-def test_the_joint_head_gives_the_published_masks(joint: tuple[Reference, Segmenter, EncoderLabelBranch]) -> None:
+def test_the_joint_head_gives_the_published_masks(joint: tuple[Reference, Segmenter, EncoderBranch]) -> None:
     _, ranking, masks = run(joint)
     close(masks, joint[0].arrays["masks"])
     close(scattered(masks, ranking, joint[0].sizes["K"]), joint[0].arrays["full_masks"])
 
 
-def test_the_losses_are_the_published_ones(joint: tuple[Reference, Segmenter, EncoderLabelBranch]) -> None:
+def test_the_losses_are_the_published_ones(joint: tuple[Reference, Segmenter, EncoderBranch]) -> None:
     stored = joint[0]
     label_logits, ranking, masks = run(joint)
     mask, classes = label_map_of(stored), stored.sizes["K"]

@@ -23,7 +23,7 @@ from pipelines.cli import main
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.model import build_segmentation, scale_length
+from stage2_segmentation.model import build_segmentation
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"stage1": Stage1Config, "rank": RankConfig, "stage2": Stage2Config}
@@ -261,9 +261,6 @@ def test_a_settings_file_leads_to_a_network(name: str) -> None:
             size = config.augment.image_size
             model: Any = build_classifier(backbone, config.head, num_classes=classes, image_size=size)
         else:
-            model = build_segmentation(
-                backbone, config.host, num_classes=classes, kappa=scale_length(config, classes),
-                image_size=config.augment.crop,
-            )  # fmt: skip
+            model = build_segmentation(replace(config, backbone=backbone), classes)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
     assert any(classes in parameter.shape for parameter in model.parameters())

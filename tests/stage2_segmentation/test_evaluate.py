@@ -17,6 +17,7 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking, top_kappa
 from kappaseg_core.structures import Scene
+from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
 from stage2_segmentation.evaluate import (
     Evaluation,
@@ -38,7 +39,13 @@ class Reader(nn.Module):
     cell = 1
     backbone = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(0.1, 0.1, 0.1))
 
-    def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
+    branch = None
+
+    def look(self, images: Tensor) -> Seen:
+        return Seen(images)
+
+    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
+        images = seen.features
         logits = -(images[:, :1] - ranking.labels[:, :, None, None]).abs()
         return logits.masked_fill(~ranking.valid[:, :, None, None], PADDING_LOGIT)
 
@@ -152,7 +159,7 @@ def test_maps_come_at_the_images_own_size(mode: Any) -> None:
     inference = InferenceConfig(mode=mode, short_side=10, window=8, stride=4)
     ranking = Fixed(i=[0, 2])(["i"], None)
     found = segment_image(cast(SegmentationModel, Reader()), image, ranking, inference, HERE)
-    assert found.tolist() == read.tolist()
+    assert found.label_map.tolist() == read.tolist()
 
 
 def test_a_data_set_of_other_classes_is_refused() -> None:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
+from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.inference import InferencePlan, corners, label_map, rank_scores, slide, whole
+from stage2_segmentation.inference import InferencePlan, corners, looks, rank_scores, segmented, view_logits
 from tests.tensors import PRIME, Created
 
 K, KAPPA, CELL = 7, 3, 4
@@ -30,6 +31,13 @@ class Cells(nn.Module):
         generator = torch.Generator().manual_seed(5)
         self.table = torch.randn(num_classes, 3, generator=generator)
         self.asked: list[Ranking] = []
+
+    def look(self, images: Tensor) -> Seen:
+        return Seen(images)
+
+    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
+        logits: Tensor = self(seen.features, ranking)
+        return logits
 
     def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
         self.asked.append(ranking)
@@ -54,6 +62,19 @@ def ranking_of(kappa: int = KAPPA, num_classes: int = K) -> Ranking:
 
 WHOLE = InferencePlan()
 SLIDE = InferencePlan("slide", window=16, stride=8)
+
+
+def label_map(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan, *, size: tuple[int, int]) -> Tensor:
+    return segmented(network, image, ranking, plan, size=size).label_map
+
+
+def scores(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan, size: tuple[int, int]) -> Tensor:
+    return rank_scores(network, image, ranking, plan, size=size)
+
+
+def pixel_logits(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan) -> Tensor:
+    """Logits [κ, H, W] of the image as it is."""
+    return view_logits(network, looks(network, image, plan, 1.0, False), ranking)
 
 
 @pytest.mark.parametrize("side", [5, 16, 17, 23, 24, 40])
@@ -82,7 +103,7 @@ def test_a_stride_that_would_leave_gaps_is_refused(stride: int) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])
 def test_one_window_is_the_whole_image(network: Cells, size: tuple[int, int]) -> None:
     image, ranking = image_of(*size), ranking_of()
-    assert torch.equal(slide(network, image, ranking, 16, 8), whole(network, image[None], ranking)[0])
+    assert torch.equal(pixel_logits(network, image, ranking, SLIDE), pixel_logits(network, image, ranking, WHOLE))
 
 
 @pytest.mark.parametrize("size", [(23, 37), (12, 40)])
@@ -93,11 +114,11 @@ def test_sliding_is_the_average_over_all_labels_channels(network: Cells, size: t
     for top, left in corners(*size, 16, 8):
         rows, columns = slice(top, min(top + 16, size[0])), slice(left, min(left + 16, size[1]))
         full = torch.full((K, rows.stop - rows.start, columns.stop - columns.start), -100.0)
-        full[ranking.labels[0]] = whole(network, image[None, :, rows, columns], ranking)[0]
+        full[ranking.labels[0]] = pixel_logits(network, image[:, rows, columns], ranking, WHOLE)
         total[:, rows, columns] += full
         count[rows, columns] += 1
     assert torch.equal(label_map(network, image, ranking, SLIDE, size=size), (total / count).argmax(0))
-    torch.testing.assert_close(slide(network, image, ranking, 16, 8), (total / count)[ranking.labels[0]])
+    torch.testing.assert_close(pixel_logits(network, image, ranking, SLIDE), (total / count)[ranking.labels[0]])
 
 
 def test_cells_that_do_not_see_each_other_make_windows_invisible(network: Cells) -> None:
@@ -114,15 +135,15 @@ def test_cells_that_do_not_see_each_other_make_windows_invisible(network: Cells)
 
     pixels = Pixels()
     expected = network(one_pixel[None], ranking)[0]
-    torch.testing.assert_close(slide(pixels, image, ranking, 16, 8), expected)
+    torch.testing.assert_close(pixel_logits(pixels, image, ranking, SLIDE), expected)
 
 
 @pytest.mark.parametrize("plan", [WHOLE, replace(WHOLE, scales=(0.5, 1.5)), SLIDE])
 def test_mirrored_views_change_nothing_for_a_symmetric_network(network: Cells, plan: InferencePlan) -> None:
     """Width in whole cells and windows; a wrong or missing mirror back shows at once."""
     image, ranking = image_of(24, 32), ranking_of()
-    plain = rank_scores(network, image, ranking, plan, size=(24, 32))
-    mirrored = rank_scores(network, image, ranking, replace(plan, flip=True), size=(24, 32))
+    plain = scores(network, image, ranking, plan, (24, 32))
+    mirrored = scores(network, image, ranking, replace(plan, flip=True), (24, 32))
     plain = plain.softmax(0) if len(plan.scales) == 1 else plain
     torch.testing.assert_close(mirrored, plain, rtol=1e-4, atol=1e-5)
 
@@ -139,7 +160,7 @@ def test_several_views_are_averaged_after_the_softmax(network: Cells) -> None:
             up = F.interpolate(cells, scale_factor=CELL, mode="bilinear")[..., :height, :width]
             up = up.flip(3) if mirrored else up
             expected += F.interpolate(up, size, mode="bilinear").softmax(1)[0] / 6
-    torch.testing.assert_close(rank_scores(network, image, ranking, plan, size=size), expected)
+    torch.testing.assert_close(scores(network, image, ranking, plan, size), expected)
     ranks = expected.argmax(0)
     assert torch.equal(label_map(network, image, ranking, plan, size=size), ranking.labels[0][ranks])
 
@@ -177,7 +198,7 @@ def test_the_map_has_the_asked_size(network: Cells) -> None:
 
 def test_with_all_labels_it_is_the_plain_argmax(network: Cells) -> None:
     image = image_of(20, 28)
-    expected = whole(network, image[None], complete_ranking(1, K))[0].argmax(0)
+    expected = pixel_logits(network, image, complete_ranking(1, K), WHOLE).argmax(0)
     shuffled = ranking_of(K)
     assert shuffled.labels[0].tolist() != list(range(K))
     assert torch.equal(label_map(network, image, shuffled, WHOLE, size=(20, 28)), expected)

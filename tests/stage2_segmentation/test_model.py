@@ -7,7 +7,7 @@ import torch
 
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
-from stage2_segmentation.config import HostConfig
+from stage2_segmentation.config import HostConfig, SourceConfig, Stage2Config
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 
 K = 7
@@ -19,7 +19,7 @@ def plain() -> SegmentationModel:
     torch.manual_seed(0)
     backbone = BackboneConfig(kind="small_cnn", name="8", level=4)
     host = HostConfig(options={"width": 16, "heads": 2})
-    model = build_segmentation(backbone, host, num_classes=K, kappa=K, image_size=16, all_labels=True)
+    model = build_segmentation(Stage2Config(backbone=backbone, host=host, source=SourceConfig("complete")), K)
     torch.nn.init.normal_(model.host.rank_scale.bias)
     return model.eval()
 

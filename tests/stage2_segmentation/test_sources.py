@@ -139,5 +139,5 @@ def test_the_rank_scale_is_as_long_as_the_source_can_give() -> None:
 
 
 def test_an_unknown_source_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"source = 'nosuch' is unknown; there are: cache, complete, oracle"):
+    with pytest.raises(UserError, match=r"source = 'nosuch' is unknown; there are: cache, complete, joint, oracle"):
         build_source("nosuch", inputs_for(Path("unused")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from stage2_segmentation.config import (
     AugmentConfig,
     HostConfig,
     InferenceConfig,
+    LabelsConfig,
     SourceConfig,
     Stage2Config,
 )
@@ -166,7 +168,7 @@ def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path) -> None:
         summary = train_segmentation(config)
         network, _, _ = load_segmentation(Path(summary.run))
         assert summary.trained_parameters == sum(p.numel() for p in network.host.parameters())
-        fresh = build_segmentation(config.backbone, config.host, num_classes=K, kappa=K, image_size=24).backbone
+        fresh = build_segmentation(config, K).backbone
         trained, untrained = network.backbone.state_dict(), fresh.state_dict()
         statistics = [name for name in trained if "running" in name]
         assert statistics
@@ -181,15 +183,17 @@ def test_forced_labels_take_part_in_the_loss() -> None:
             return top_kappa(torch.tensor([[0.9, 0.8, 0.1, 0.1, 0.1, 0.1]]), 2)
 
     torch.manual_seed(0)
-    model = build_segmentation(SMALL_CNN, HostConfig(), num_classes=K, kappa=2, image_size=16)
+    model = build_segmentation(Stage2Config(backbone=SMALL_CNN, source=SourceConfig(kappa=2)), K)
     batch = Batch(("i",), image=torch.zeros(1, 3, 16, 16), mask=torch.full((1, 16, 16), 4))
     batch.mask[:, 8:] = IGNORE  # type: ignore[index]
-    for force, labels, kept in ((False, [0, 1], 0.0), (True, [0, 4], 1.0)):
-        task = SegmentTask(model, Cached(K), K, force=force, loss_stride=1).eval()
-        ranking = task.ranking_for(batch.image_id, batch.mask)  # type: ignore[arg-type]
+    cases: list[tuple[Literal["ignore", "force"], list[int], float]] = [("ignore", [0, 1], 0), ("force", [0, 4], 1)]
+    for missed, labels, kept in cases:
+        given = SourceConfig(missed=missed)
+        task = SegmentTask(model, Cached(K), K, missed=given, labels=LabelsConfig(), loss_stride=1).eval()
+        ranking = task.ranking_for(model.look(batch.image), batch)  # type: ignore[arg-type]
         assert ranking.labels.tolist() == [labels]
         loss, figures = task(batch)
         assert figures["kept"].item() == kept
         expected = segmentation_loss(model(batch.image, ranking), batch.mask, ranking, K, cell=8)[0]  # type: ignore[arg-type]
         assert torch.equal(loss, expected)
-        assert (loss.item() > 0) is force
+        assert (loss.item() > 0) is (missed == "force")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
-from stage1_multilabel.heads import Query2Label
+from kappaseg_core.label_heads import Query2Label
 
 B, C, K, D = 2, 6, 5, 8
 Heads = Callable[..., Query2Label]

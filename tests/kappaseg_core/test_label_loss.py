@@ -10,7 +10,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage1_multilabel.losses import AsymmetricLoss, binary_cross_entropy
+from kappaseg_core.label_loss import AsymmetricLoss, binary_cross_entropy
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 

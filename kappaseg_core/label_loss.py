@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.config import LabelLossConfig
+
 Reduction = Literal["batch_mean", "mean"]
 
 
@@ -48,6 +50,13 @@ class AsymmetricLoss(nn.Module):
         self.gamma_neg, self.gamma_pos = gamma_neg, gamma_pos
         self.log_clip = math.log(clip) if clip > 0 else -math.inf
         self.focus_gradient, self.reduction = focus_gradient, reduction
+
+    @classmethod
+    def of(cls, loss: LabelLossConfig) -> AsymmetricLoss:
+        """The configured loss."""
+        return cls(
+            loss.gamma_neg, loss.gamma_pos, loss.clip, focus_gradient=loss.focus_gradient, reduction=loss.reduction
+        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.errors import UserError
-from stage1_multilabel.heads import FeedForward, PooledLinear, Query2Label, build_head
+from kappaseg_core.label_heads import FeedForward, PooledLinear, Query2Label, build_head
 
 B, C, K, D = 2, 6, 5, 8
 Heads = Callable[..., Query2Label]

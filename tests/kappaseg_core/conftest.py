@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stage1_multilabel.heads import Query2Label
+from kappaseg_core.label_heads import Query2Label
 
 B, C, K, D = 2, 6, 5, 8
 

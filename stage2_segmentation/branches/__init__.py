@@ -1,0 +1,86 @@
+"""Label branches of the joint scheme: the labels of an image from the segmentation network's own map (Sec. 3.2).
+
+One module per branch with a dataclass `Options` and `build(options, host, *, num_classes, in_channels) -> Branch`;
+adding a branch is adding a file here. `none` is the network without one.
+
+Legend: B images, C h w the backbone's map, P = h·w, K all labels, κ kept labels, D the host's width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from kappaseg_core.config import build
+from kappaseg_core.errors import UserError
+from kappaseg_core.parts import kinds_of, part
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network makes of images before it knows which of their labels are kept.
+
+    features: [B, C, h, w], the backbone's map.
+    label_logits: f32 [B, K] of the label branch; None without one.
+    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
+    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
+    """
+
+    features: Tensor
+    label_logits: Tensor | None = None
+    classes: Tensor | None = None
+    patches: Tensor | None = None
+
+    def tokens(self) -> dict[str, Tensor]:
+        """Those of classes and patches that there are, as keywords for the host."""
+        given = {"classes": self.classes, "patches": self.patches}
+        return {name: tokens for name, tokens in given.items() if tokens is not None}
+
+
+class TokenHost(Protocol):
+    """What a branch that shares class embeddings needs of its host."""
+
+    cls_emb: nn.Parameter
+    """[K, D]"""
+
+    def read(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] → patch tokens [B, P, D]."""
+        ...
+
+
+class Branch(Protocol):
+    """features [B, C, h, w], and where the images have class tokens of their own, those [B, K, D] → Seen."""
+
+    def __call__(self, host: Any, features: Tensor, classes: Tensor | None) -> Seen: ...
+
+
+def build_branch(
+    kind: str, host: nn.Module, *, num_classes: int, in_channels: int, options: dict[str, Any]
+) -> nn.Module | None:
+    """The branch module `kind` for a host, with random weights; None for "none".
+
+    Raises UserError for an unknown kind or option, and for a host without class embeddings to share.
+    """
+    if kind == NONE:
+        return None
+    module = part(__name__, kind, defines="build", setting="labels.head")
+    settings = build(module.Options, options, source="labels.options", path="labels.options")
+    branch: nn.Module = module.build(settings, host, num_classes=num_classes, in_channels=in_channels)
+    return branch
+
+
+def class_table(host: Any) -> nn.Parameter:
+    """A host's class embeddings [K, D]. Raises UserError where it has none."""
+    table = getattr(host, "cls_emb", None)
+    if table is None:
+        raise UserError("this host has no class embeddings to share; use labels.head pooled and class_tokens host")
+    return cast(nn.Parameter, table)
+
+
+def branch_kinds() -> tuple[str, ...]:
+    """The values that labels.head may have, beside "none"."""
+    return kinds_of(__name__, defines="build")
