@@ -56,7 +56,7 @@ def test_an_unknown_branch_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_a_host_without_class_embeddings_cannot_share_them(kind: str) -> None:
-    with pytest.raises(UserError, match="no class embeddings to share; use labels.head pooled"):
+    with pytest.raises(UserError, match=r"no class embeddings to share; use labels.head pooled"):
         build_branch(kind, nn.Linear(1, 1), num_classes=K, in_channels=CHANNELS, options={})
 
 

@@ -226,7 +226,7 @@ def test_run_joint_takes_the_settings_of_run_stage2(tmp_path: Path) -> None:
         "joint", 7, "encoder", 3.0,
     )  # fmt: skip
     assert joint_config(file, [("labels.head", "pooled")]).labels.head == "pooled"
-    with pytest.raises(UserError, match="--source.train oracle: run-joint trains on the network's own ranking"):
+    with pytest.raises(UserError, match=r"--source.train oracle: run-joint trains on the network's own ranking"):
         joint_config(file, [("source.train", "oracle")])
 
 
