@@ -9,6 +9,7 @@ channel axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +65,18 @@ def top_kappa(scores: Tensor, kappa: int) -> Ranking:
 
 @dataclass(frozen=True)
 class OwnRanking:
-    """In the place of a Ranking: the network ranks the labels itself, by its label branch, and keeps the best κ."""
+    """In the place of a Ranking: the network ranks the labels itself, by its label branch, and keeps the best κ.
+
+    keep: what is left of that ranking; None = all of it.
+    """
 
     kappa: int
+    keep: Callable[[Ranking], Ranking] | None = None
 
     def of(self, scores: Tensor) -> Ranking:
         """The ranking of scores f32 [B, K]."""
-        return top_kappa(scores, self.kappa)
+        best = top_kappa(scores, self.kappa)
+        return best if self.keep is None else self.keep(best)
 
 
 def complete_ranking(images: int, num_classes: int, device: torch.device | str = "cpu") -> Ranking:

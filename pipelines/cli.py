@@ -91,6 +91,13 @@ def build_parser() -> Parser:
     evaluate.add_argument(
         "what", metavar="RUN", nargs="?", help="run directory, output folder of a chain, or its CONFIG"
     )
+    evaluate.add_argument(
+        "--alpha", type=float, metavar="A",
+        help="κ per image: keep the labels that hold at least the share 1-A of the pixels of an image, on average",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--calibration", metavar="SPLIT", help="split to choose κ on (default: half of the validation images)"
+    )
 
     predict = verb(
         verbs, "predict", run_predict, "segment images and draw the labels found",
@@ -217,7 +224,8 @@ def run_joint(arguments: argparse.Namespace, rest: list[str]) -> None:
 def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.evaluate import evaluate_runs, runs_and_settings
 
-    evaluate_runs(*runs_and_settings(arguments.what, without_weights(split_settings(rest))))
+    runs, settings = runs_and_settings(arguments.what, without_weights(split_settings(rest)))
+    evaluate_runs(runs, settings, alpha=arguments.alpha, calibration=arguments.calibration)
 
 
 def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:

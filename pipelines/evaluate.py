@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kappaseg_core.checkpoint import RunDirectory, read_record, short
 from kappaseg_core.config import build, load_config, override, to_plain
@@ -14,6 +15,7 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.files import write_text
 from kappaseg_core.placement import place
 from kappaseg_core.progress import memory_mib
+from pipelines.calibrate import calibrated_source, describe
 from pipelines.tables import show_table
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import (
@@ -59,9 +61,18 @@ def find_runs(what: str | None, out: str | None) -> list[Path]:
     return runs
 
 
-def evaluate_runs(runs: Sequence[Path], settings: Sequence[tuple[str, str]]) -> list[Evaluation]:
-    """Evaluate each run with its own settings, or with some of them changed, and print one table."""
-    results = [evaluate_run(run, settings) for run in runs]
+def evaluate_runs(
+    runs: Sequence[Path],
+    settings: Sequence[tuple[str, str]],
+    *,
+    alpha: float | None = None,
+    calibration: str | None = None,
+) -> list[Evaluation]:
+    """Evaluate each run with its own settings, or with some of them changed, and print one table.
+
+    alpha: κ per image such that at most this share of the pixels is lost.   calibration: the split to calibrate on.
+    """
+    results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration) for run in runs]
     rows = [
         [run.name, *(f"{100 * value:.2f}" for value in (
             r.mIoU, r.class_coverage, r.pixel_accuracy, r.pixel_coverage, r.zero_iou_share
@@ -76,7 +87,9 @@ def evaluate_runs(runs: Sequence[Path], settings: Sequence[tuple[str, str]]) -> 
     return results
 
 
-def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluation:
+def evaluate_run(
+    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None
+) -> Evaluation:
     """One evaluation, written beside the run as JSON with its settings and cost."""
     started = time.perf_counter()
     model, training, class_names = load_segmentation(run)
@@ -87,7 +100,14 @@ def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluat
     if "source.cache" not in dict(settings):
         refuse_other_rankings(run, training, config, source)
     kappa = config.source.kept(len(class_names), at_test=True)
-    result = evaluate_model(model.to(here.device), scenes, source, config.inference, here)
+    model.to(here.device)
+    chosen: dict[str, Any] = {}
+    if alpha is not None:
+        cut, scenes = calibrated_source(model, config, scenes, alpha=alpha, split=calibration, here=here)
+        source, chosen = cut, {"calibration": asdict(cut.calibration)}
+    result = evaluate_model(model, scenes, source, config.inference, here)
+    if alpha is not None:
+        print(f"{run.name}: {describe(cut.calibration, result.pixel_coverage)}")
     record = {
         "run": run.name,
         "source": {"train": training.source.train, "test": config.source.at_test},
@@ -96,9 +116,11 @@ def evaluate_run(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Evaluat
         "split": config.data.val,
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_mib": memory_mib(),
+        **chosen,
         **asdict(result),
     }
-    write_text(run / evaluation_name(config, training, kappa), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    name = evaluation_name(config, training, f"kappa{kappa}" if alpha is None else f"alpha{alpha:g}")
+    write_text(run / name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
 
 

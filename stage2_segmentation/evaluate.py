@@ -24,7 +24,7 @@ from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import Scene, SceneSet
 from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
-from stage2_segmentation.inference import InferencePlan, Segmented, segmented
+from stage2_segmentation.inference import InferencePlan, Segmented, own_ranking, segmented
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
 
@@ -132,25 +132,45 @@ def segment_image(
     model: SegmentationModel, image: Tensor, ranking: Ranking | OwnRanking, inference: InferenceConfig, here: Placement
 ) -> Segmented:
     """One image u8 [3, H, W], segmented at its own size among the labels of its one ranking, on the CPU."""
-    size = (image.shape[-2], image.shape[-1])
-    if inference.short_side is not None:
-        target = list(scaled_size(size, inference.short_side))
-        image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
-    image = F.to_dtype(image, torch.float32, scale=True)
-    image = F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
-    plan = InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
+    choice = ranking if isinstance(ranking, OwnRanking) else ranking.to(here.device)
     with torch.inference_mode(), here.autocast():
-        choice = ranking if isinstance(ranking, OwnRanking) else ranking.to(here.device)
-        found = segmented(model, image, choice, plan, size=size)
+        size = (image.shape[-2], image.shape[-1])
+        found = segmented(model, prepared(model, image, inference, here), choice, plan_of(inference), size=size)
     scores = None if found.label_scores is None else found.label_scores.cpu()
     return Segmented(found.label_map.cpu(), found.ranking.to("cpu"), scores)
 
 
-def evaluation_name(config: Stage2Config, training: Stage2Config, kappa: int) -> str:
-    """File name of an evaluation: what differs from the run's own settings is part of it."""
+def label_ranking(
+    model: SegmentationModel, image: Tensor, ranking: Ranking | OwnRanking, inference: InferenceConfig, here: Placement
+) -> Ranking:
+    """The ranking of one image u8 [3, H, W] without its segmentation: as given, or the network's own."""
+    if isinstance(ranking, Ranking):
+        return ranking
+    with torch.inference_mode(), here.autocast():
+        return own_ranking(model, prepared(model, image, inference, here), ranking, plan_of(inference)).to("cpu")
+
+
+def prepared(model: SegmentationModel, image: Tensor, inference: InferenceConfig, here: Placement) -> Tensor:
+    """An image u8 [3, H, W] as the network takes it: resized, normalised, on its device."""
+    if inference.short_side is not None:
+        target = list(scaled_size((image.shape[-2], image.shape[-1]), inference.short_side))
+        image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
+    image = F.to_dtype(image, torch.float32, scale=True)
+    return F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
+
+
+def plan_of(inference: InferenceConfig) -> InferencePlan:
+    return InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
+
+
+def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str) -> str:
+    """File name of an evaluation: what differs from the run's own settings is part of it.
+
+    chosen: how many labels, for a source that may give fewer than it has.
+    """
     words = [config.source.at_test]
     if config.source.at_test in ("cache", "joint"):
-        words.append(f"kappa{kappa}")
+        words.append(chosen)
     if config.source.at_test == "cache" and config.source.cache != training.source.cache:
         words.append(f"from-{Path(str(config.source.cache)).name}")
     inference: dict[str, Any] = asdict(config.inference)

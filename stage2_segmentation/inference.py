@@ -78,10 +78,19 @@ def segmented(
     first = list(looks(network, image, plan, *plan.views[0]))
     label_scores = image_scores(first)
     if isinstance(ranking, OwnRanking):
-        assert label_scores is not None
-        ranking = ranking.of(label_scores[None])
+        ranking = ranking.of(one_image(label_scores))
     ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
     return Segmented(to_label_space(ranks[None], ranking)[0], ranking, label_scores)
+
+
+def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferencePlan) -> Ranking:
+    """The network's own ranking of an image, which `segmented` would use."""
+    return ranking.of(one_image(image_scores(list(looks(network, image, plan, *plan.views[0])))))
+
+
+def one_image(scores: Tensor | None) -> Tensor:
+    assert scores is not None, "the network has no label branch (see Stage2Config)"
+    return scores[None]
 
 
 @dataclass(frozen=True)

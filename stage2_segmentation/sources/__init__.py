@@ -28,7 +28,8 @@ class Source(Protocol):
     fingerprint: of what it reads, recorded with a run that trains on it.
     """
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str: ...
 
     def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking | OwnRanking: ...
 

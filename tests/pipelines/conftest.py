@@ -40,7 +40,7 @@ SETTINGS = {
     },
 }
 #: verb → its settings file
-FILES = {"run-stage1": "stage1", "rank": "rank", "run-stage2": "stage2"}
+FILES = {"run-stage1": "stage1", "rank": "rank", "run-stage2": "stage2", "run-joint": "stage2"}
 
 
 @dataclass(frozen=True)

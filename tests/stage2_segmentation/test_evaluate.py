@@ -174,11 +174,11 @@ def test_a_data_set_of_other_classes_is_refused() -> None:
 
 def test_the_file_name_says_what_differs_from_the_run() -> None:
     trained = Stage2Config(source=SourceConfig("cache", kappa=25))
-    assert evaluation_name(trained, trained, 25) == "evaluation-cache-kappa25.json"
+    assert evaluation_name(trained, trained, "kappa25") == "evaluation-cache-kappa25.json"
     asked = replace(
         trained, source=SourceConfig("cache", test="oracle"), data=DataConfig(val="test/a b"),
         inference=InferenceConfig(flip=True, scales=(0.5, 1.0)),
     )  # fmt: skip
-    name = evaluation_name(asked, trained, 25)
+    name = evaluation_name(asked, trained, "kappa25")
     assert name == "evaluation-oracle-scales-(0.5,1.0)-flip-True-test_ab.json"
     assert Path(name).name == name
