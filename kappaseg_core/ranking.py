@@ -162,3 +162,24 @@ def force_missed(ranking: Ranking, present: Tensor) -> Ranking:
     was_kept = position < kappa
     new_scores = torch.where(was_kept, score_of[:, :num_classes].gather(1, new_labels), 0.0)
     return Ranking(new_labels * new_valid, new_scores, new_valid)
+
+
+def mix_missed(ranking: Ranking, present: Tensor) -> Ranking:
+    """Put present labels that the ranking missed in the place of absent ones at random ranks (training only; ours).
+
+    Where they enter is drawn from torch's generator, so that a rank does not tell that its label is there, as the last
+    ranks of `force_missed` do. A label that enters takes the score of the one that leaves; padding is used when no
+    absent label is left. Where there is no room, the missed labels enter by id.
+    present: bool [B, K].
+    """
+    labels, valid, num_classes = ranking.labels, ranking.valid, present.shape[1]
+    missed = present & (rank_lookup(ranking, num_classes) == IGNORE)
+    free = ~(present.gather(1, labels) & valid)
+    room = torch.minimum(missed.sum(1), free.sum(1))[:, None]
+    turn = torch.rand(labels.shape, device=labels.device)
+    turn = torch.where(valid, turn, 1 + torch.arange(ranking.kappa, device=labels.device))  # padding last, in order
+    turn = torch.where(free, turn, torch.inf)
+    enters_here = free & (turn.argsort(dim=1).argsort(dim=1) < room)
+    by_id = torch.where(missed, torch.arange(num_classes, device=labels.device), num_classes).sort(dim=1).values
+    which = (enters_here.cumsum(1) - 1).clamp(0, num_classes - 1)
+    return Ranking(torch.where(enters_here, by_id.gather(1, which), labels), ranking.scores, valid | enters_here)

@@ -36,12 +36,11 @@ class SourceConfig:
     """labels kept per image in training; null = 25, or all where there are fewer"""
     test_kappa: int | None = None
     """labels kept in evaluation; null = as in training"""
-    missed: Literal["ignore", "force", "fade"] = "ignore"
+    missed: Literal["ignore", "force", "mix"] = "ignore"
     """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published);
-    force: their labels take the last ranks (ours); fade: forced for a share of the images that falls from all of them
-    to none while training goes on (ours)"""
-    fade: float = 0.5
-    """share of the training over which `missed = fade` falls to none"""
+    force: their labels take the last ranks (ours); mix: they take random ranks of labels that are not there (ours)"""
+    fade: float | None = None
+    """share of the training over which `force` and `mix` give way to `ignore`: for ever fewer images; null = never"""
     cache: str | None = None
     """directory of the label cache; null = OUT/labels"""
 
@@ -59,7 +58,7 @@ class SourceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}, wanted at least 1")
-        if not 0 < self.fade <= 1:
+        if self.fade is not None and not 0 < self.fade <= 1:
             raise ValueError(f"fade = {self.fade}, wanted a share above 0, up to 1")
 
 

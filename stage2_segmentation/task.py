@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.optim import Part, backbone_part, parameter_groups
-from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, presence
+from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, mix_missed, presence
 from kappaseg_core.structures import Batch
 from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import LabelsConfig, SourceConfig
@@ -69,7 +69,7 @@ class SegmentTask(nn.Module):
 
     @torch.no_grad()
     def ranking_for(self, seen: Seen, batch: Batch) -> Ranking:
-        """The source's ranking, or the network's own; labels of the crop that it missed may take its last ranks."""
+        """The source's ranking, or the network's own; labels of the crop that it missed may be put in."""
         assert batch.mask is not None
         ranking = self.source(batch.image_id, batch.mask)
         if isinstance(ranking, OwnRanking):
@@ -82,7 +82,7 @@ class SegmentTask(nn.Module):
         present = presence(batch.mask, self.num_classes)
         if share < 1:
             present &= torch.rand(len(present), 1, device=present.device) < share
-        return force_missed(ranking, present)
+        return (mix_missed if self.missed.missed == "mix" else force_missed)(ranking, present)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         model, labels = self.model, self.labels
@@ -94,9 +94,9 @@ class SegmentTask(nn.Module):
 
 def forced_share(missed: SourceConfig, progress: float) -> float:
     """Share of the images whose missed labels are forced into the ranking, at this point of the training."""
-    if missed.missed == "fade":
-        return max(0.0, 1 - progress / missed.fade)
-    return float(missed.missed == "force")
+    if missed.missed == "ignore":
+        return 0.0
+    return 1.0 if missed.fade is None else max(0.0, 1 - progress / missed.fade)
 
 
 @torch.no_grad()

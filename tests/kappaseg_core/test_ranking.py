@@ -10,6 +10,7 @@ from kappaseg_core.ranking import (
     Ranking,
     complete_ranking,
     force_missed,
+    mix_missed,
     oracle_ranking,
     presence,
     rank_lookup,
@@ -209,3 +210,31 @@ def test_forcing_changes_nothing_where_nothing_was_missed(scores: Tensor, kappa:
     forced = force_missed(ranking, present)
     assert torch.equal(forced.labels, ranking.labels) and torch.equal(forced.scores, ranking.scores)
     assert torch.equal(forced.valid, ranking.valid)
+
+
+@NO_LIMIT
+@given(scores=tied_scores(), present=presences(), kappa=st.integers(1, K), counts=st.tuples(*[st.integers(0, K)] * B))
+def test_mixing_keeps_every_present_label_that_there_is_room_for(
+    scores: Tensor, present: Tensor, kappa: int, counts: tuple[int, ...]
+) -> None:
+    full = top_kappa(scores, kappa)
+    valid = torch.arange(kappa) < torch.tensor(counts)[:, None]
+    ranking = Ranking(full.labels * valid, full.scores * valid, valid)
+    mixed = mix_missed(ranking, present)
+    assert_well_formed(mixed)
+    for image, (before, after, row) in enumerate(zip(kept(ranking), kept(mixed), present, strict=True)):
+        there = set(row.nonzero().flatten().tolist())
+        assert len(there & set(after)) == min(kappa, len(there))
+        assert there & set(before) <= set(after)
+        assert set(after) <= there | set(before)
+        stayed = mixed.labels[image] == ranking.labels[image]
+        assert all(stayed[rank] for rank, label in enumerate(before) if label in there), "present labels do not move"
+
+
+def test_mixed_labels_enter_at_any_rank_of_an_absent_label() -> None:
+    ranking = top_kappa(torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.0]]).expand(200, -1), 4)
+    present = torch.tensor([[False, True, False, False, True]]).expand(200, -1)
+    torch.manual_seed(0)
+    entered = (mix_missed(ranking, present).labels == 4).float().mean(0)
+    assert entered[1] == 0
+    torch.testing.assert_close(entered[[0, 2, 3]], torch.full((3,), 1 / 3), atol=0.12, rtol=0)

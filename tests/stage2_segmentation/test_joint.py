@@ -131,12 +131,13 @@ def test_the_networks_own_ranking_is_its_best_labels_and_missed_ones_may_be_forc
     best = top_kappa(seen.label_logits.sigmoid(), KAPPA)  # type: ignore[union-attr]
     assert torch.equal(plain.labels, best.labels) and torch.equal(plain.scores, best.scores)
     batch.mask[:] = best.labels[0, 0] if best.labels[0, 0] else 1  # type: ignore[index]
-    forced = task_for(model, missed=SourceConfig("joint", missed="force")).ranking_for(seen, batch)
-    assert all(int(batch.mask[i, 0, 0]) in forced.labels[i].tolist() for i in range(2))  # type: ignore[index]
+    for missed in ("force", "mix"):
+        forced = task_for(model, missed=SourceConfig("joint", missed=missed)).ranking_for(seen, batch)
+        assert all(int(batch.mask[i, 0, 0]) in forced.labels[i].tolist() for i in range(2))  # type: ignore[index]
 
 
 def test_forcing_fades() -> None:
-    fading = SourceConfig("joint", missed="fade", fade=0.5)
+    fading = SourceConfig("joint", missed="mix", fade=0.5)
     assert [forced_share(fading, progress) for progress in (0, 0.125, 0.25, 0.5, 0.9)] == [1, 0.75, 0.5, 0, 0]
     assert {forced_share(SourceConfig(missed="force"), p) for p in (0, 0.5, 1)} == {1}
     assert {forced_share(SourceConfig(), p) for p in (0, 0.5, 1)} == {0}
