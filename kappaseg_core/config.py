@@ -32,9 +32,9 @@ class DataConfig:
     root: str = ""
     """folder of the data set, or the packed file"""
     train: str = "train"
-    """name of the training split"""
+    """name of the training split; train@not0of5 = all of it but the first fifth (drawn by image id)"""
     val: str = "val"
-    """name of the validation split"""
+    """name of the validation split; train@0of5 = the first fifth of the training split"""
     options: dict[str, Any] = field(default_factory=dict)
     """settings of this kind of scene set (its Options dataclass), for example ignore and id_map of `folder`"""
 

@@ -13,17 +13,47 @@ Scene sets convert their ignore value to IGNORE and nobody else does: 255 is a r
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 
+import numpy as np
+
 from kappaseg_core.config import DataConfig, build
+from kappaseg_core.errors import UserError
+from kappaseg_core.label_counts import folds_of
 from kappaseg_core.parts import kinds_of, part
+from kappaseg_core.scenes.subset import Subset
 from kappaseg_core.structures import SceneSet
 
 
 def open_scenes(data: DataConfig, split: str) -> SceneSet:
-    """One split of the configured data set. Raises UserError for an unknown kind, setting, split or missing file."""
+    """One split of the configured data set, or a part of one: `train@1of5` is the second fifth of `train` and
+    `train@not1of5` the rest, drawn by image id. Raises UserError for an unknown kind, setting, split or missing file.
+    """
     module = scene_module(data.kind)
-    return module.open_scenes(data.root, split, scene_options(data))
+    name, fold = parted(split)
+    scenes: SceneSet = module.open_scenes(data.root, name, scene_options(data))
+    return scenes if fold is None else fold_subset(scenes, split, *fold)
+
+
+PART = re.compile(r"(?P<name>.+)@(?P<but>not)?(?P<fold>\d+)of(?P<folds>\d+)")
+
+
+def parted(split: str) -> tuple[str, tuple[int, int, bool] | None]:
+    """A split's own name, and the part that is asked for: (i, n, all but part i). Raises UserError where i ≥ n."""
+    found = PART.fullmatch(split)
+    if found is None:
+        return split, None
+    fold, folds = int(found["fold"]), int(found["folds"])
+    if fold >= folds or folds < 2:
+        raise UserError(f"split {split!r}: wanted NAME@IofN or NAME@notIofN with I from 0 to N - 1 and N from 2")
+    return found["name"], (fold, folds, found["but"] is not None)
+
+
+def fold_subset(scenes: SceneSet, split: str, fold: int, folds: int, others: bool) -> Subset:
+    """Part `fold` of `folds` equal parts of a split, or all the others, in the split's order."""
+    chosen = (folds_of(scenes.image_ids, folds) == fold) != others
+    return Subset(scenes, np.flatnonzero(chosen).tolist(), split)
 
 
 def open_leniently(data: DataConfig, split: str) -> tuple[SceneSet, list[str]]:

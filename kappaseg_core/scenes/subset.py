@@ -11,11 +11,11 @@ from kappaseg_core.structures import Scene, SceneSet
 
 
 class Subset:
-    """The scenes at `indices`, in that order, as a scene set of the same split."""
+    """The scenes at `indices`, in that order. split: its name; None = that of the whole."""
 
-    def __init__(self, scenes: SceneSet, indices: Sequence[int]) -> None:
+    def __init__(self, scenes: SceneSet, indices: Sequence[int], split: str | None = None) -> None:
         self.scenes, self.indices = scenes, tuple(indices)
-        self.class_names, self.split = scenes.class_names, scenes.split
+        self.class_names, self.split = scenes.class_names, split or scenes.split
         self.image_ids = tuple(scenes.image_ids[index] for index in self.indices)
 
     def __len__(self) -> int:
