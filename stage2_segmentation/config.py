@@ -75,6 +75,9 @@ class LabelsConfig:
     """the published runs use binary cross-entropy or the asymmetric loss with gamma_neg 2, and reduction `mean`"""
     weight: float = 1.0
     """of the label loss, beside 1 for the segmentation loss (published: 5 to 300 with reduction `mean`)"""
+    prior: bool = True
+    """start from how common each label is in the training images, so that the first rankings are those of the frequency
+    and not chance (ours; the release starts from random numbers)"""
     warm_up: float = 0.0
     """share of the training in which the label loss is alone, so that selection starts from a ranking (ours)"""
     lr: float = 1.0

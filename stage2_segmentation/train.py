@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from kappaseg_core.checkpoint import (
 )
 from kappaseg_core.feeding import Examples, batches, collate
 from kappaseg_core.files import no_empty_folders
+from kappaseg_core.label_counts import label_counts
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import place
 from kappaseg_core.scenes import open_scenes
@@ -26,6 +28,7 @@ from kappaseg_core.seeding import seed_of
 from kappaseg_core.structures import Batch, SceneSet
 from kappaseg_core.views import training_bank
 from stage2_segmentation.augment import TrainExamples
+from stage2_segmentation.branches import Branch
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import evaluate_model
 from stage2_segmentation.model import SegmentationModel, build_segmentation
@@ -52,6 +55,8 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
         return run.summary()
 
     with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
+        if model.branch is not None and config.labels.prior and not run.has_progress:
+            cast(Branch, model.branch).set_prior(torch.from_numpy((label_counts(train) > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
         given = "image"
         if config.loop.cached_views and config.backbone.is_frozen:

@@ -57,6 +57,10 @@ class Branch(Protocol):
 
     def __call__(self, host: Any, features: Tensor, classes: Tensor | None) -> Seen: ...
 
+    def set_prior(self, frequency: Tensor) -> None:
+        """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
+        ...
+
 
 def build_branch(
     kind: str, host: nn.Module, *, num_classes: int, in_channels: int, options: dict[str, Any]

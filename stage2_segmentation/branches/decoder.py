@@ -50,6 +50,10 @@ class DecoderBranch(nn.Module):
         queries = host.cls_emb if classes is None else classes
         return Seen(features, head.score(seen, queries, head.weight, head.bias).float(), classes)
 
+    def set_prior(self, frequency: Tensor) -> None:
+        """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
+        self.query2label.set_prior(frequency)
+
 
 def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> DecoderBranch:
     """The branch for a host with class embeddings [K, D]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.label_heads import log_odds
 from stage2_segmentation.branches import Seen, TokenHost, class_table
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.hosts.transformer import Block
@@ -71,6 +72,11 @@ class EncoderBranch(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             logits = torch.einsum("bkd,kd->bk", classes.float(), self.weight.float()) + self.bias.float()
         return Seen(features, logits, classes, patches if self.pooled else seen)
+
+    @torch.no_grad()
+    def set_prior(self, frequency: Tensor) -> None:
+        """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
+        self.bias.copy_(log_odds(frequency))
 
 
 def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> EncoderBranch:

@@ -37,6 +37,10 @@ class PooledBranch(nn.Module):
             seen = self.hidden(seen.movedim(1, 3)).relu().movedim(3, 1)
         return Seen(features, self.linear(seen), classes)
 
+    def set_prior(self, frequency: Tensor) -> None:
+        """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
+        self.linear.set_prior(frequency)
+
 
 def build(options: Options, host: Any, *, num_classes: int, in_channels: int) -> PooledBranch:
     """The branch for a map of `in_channels` channels."""

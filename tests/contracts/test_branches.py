@@ -140,3 +140,14 @@ def test_no_tensor_is_quadratic_in_the_labels(kind: str, options: dict[str, Any]
         branch(host, maps(2), None)
     assert created.shapes_with(PRIME)
     assert all(shape.count(PRIME) == 1 for shape in created.shapes_with(PRIME))
+
+
+def test_a_branch_may_start_from_how_common_labels_are(built: tuple[nn.Module, nn.Module]) -> None:
+    """With everything else zero, the logits are the log odds."""
+    host, branch = built
+    frequency = torch.tensor([0.5, 0.9, 0.1, 0.2, 0.7])
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter.zero_()
+    branch.set_prior(frequency)  # type: ignore[operator]
+    torch.testing.assert_close(branch(host, maps(2), None).label_logits.sigmoid(), frequency.expand(2, -1))
