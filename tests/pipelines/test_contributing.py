@@ -22,6 +22,7 @@ from kappaseg_core.scenes import open_scenes, scene_kinds
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage1_multilabel.rank import rank_images
 from stage1_multilabel.train import train_classifier
+from stage2_segmentation.branches import branch_kinds
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.hosts import build_host, host_kinds
 from stage2_segmentation.train import train_segmentation
@@ -40,7 +41,7 @@ SETTINGS: dict[str, Any] = {key: value for block in blocks("yaml") for key, valu
 
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The four example files, each in a second folder of the package that it belongs to."""
+    """The example files, each in a second folder of the package that it belongs to."""
     names = []
     for block in blocks("python"):
         file = Path(block.splitlines()[0].removeprefix("# "))
@@ -68,9 +69,9 @@ def data(tmp_path: Path) -> dict[str, Any]:
     return {**SETTINGS["data"], "root": str(tmp_path)}
 
 
-def test_there_are_four_examples_each_with_its_settings() -> None:
-    assert len(blocks("python")) == 4
-    assert list(SETTINGS) == ["backbone", "data", "host", "source"]
+def test_there_are_five_examples_each_with_its_settings() -> None:
+    assert len(blocks("python")) == 5
+    assert list(SETTINGS) == ["backbone", "data", "host", "labels", "source"]
 
 
 def test_no_example_is_there_without_its_file() -> None:
@@ -78,6 +79,7 @@ def test_no_example_is_there_without_its_file() -> None:
     assert SETTINGS["backbone"]["kind"] not in backbone_kinds()
     assert SETTINGS["data"]["kind"] not in scene_kinds()
     assert SETTINGS["host"]["kind"] not in host_kinds()
+    assert SETTINGS["labels"]["head"] not in branch_kinds()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|pipelines|kappaseg_core)/[\w/]+\.py)`", TEXT))))
@@ -129,7 +131,7 @@ def test_the_host_is_not_moved_by_padding() -> None:
 
 
 @pytest.mark.usefixtures("added")
-def test_a_network_trains_with_all_four(tmp_path: Path, data: dict[str, Any]) -> None:
+def test_networks_train_with_all_of_them(tmp_path: Path, data: dict[str, Any]) -> None:
     shared = {"data": data, "backbone": SETTINGS["backbone"], "out": str(tmp_path / "out")}
     loop = {"steps": 2, "batch_size": 2}
     crop = {"short_side": SIDE, "scale": [1.0, 1.0], "crop": 16, "photometric": False}
@@ -146,6 +148,10 @@ def test_a_network_trains_with_all_four(tmp_path: Path, data: dict[str, Any]) ->
         "inference": {"short_side": None},
         "loop": loop,
     }
+    joint = train_segmentation(
+        build(Stage2Config, {**stage2, "source": {"train": "joint", "kappa": 2}, "labels": SETTINGS["labels"]})
+    )
+    assert joint.metrics["mean_kappa"] == 2
     summary = train_segmentation(build(Stage2Config, stage2))
     most_common = np.argsort(-np.bincount(cache.read_split("train").truth, minlength=K), kind="stable")
     val = cache.read_split("val")
