@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 15.0  # between plain lines
+STATUS = Path("/proc/self/status")  # Linux
 
 
 class Meter:
@@ -63,8 +65,14 @@ def say(line: str) -> None:
 
 
 def memory_mib() -> int:
-    """Largest memory of this process so far: on the GPU where one is in use, else resident."""
+    """Largest memory of this process so far: on the GPU where one is in use, else resident.
+
+    Linux: what getrusage says of a process starts with what the process that started it had, so it is not asked.
+    """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 2**20)
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024)
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20)

@@ -1,0 +1,168 @@
+"""What each label branch of the joint scheme costs as the vocabulary grows.
+
+    OMP_NUM_THREADS=1 python benchmarks/label_heads.py
+
+One image, the map of a ViT-B/16 at 512 pixels (768 channels, 32 × 32 cells), random weights; the branch alone, without
+backbone and mask transformer, and without reading the whole map into patch tokens, which the mask transformer does in
+any case. Each figure is from a process of its own. "training" is a forward and a backward pass, dropout included;
+seconds are processor time; memory is what the process needs beyond its libraries, weights included. What does not fit
+into the memory limit is null. The result is benchmarks/results/label_heads.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiments import machine
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kappaseg_core.cost import count
+from kappaseg_core.progress import memory_mib
+from pipelines.benchmark.inference_memory import apart
+from stage2_segmentation.branches import build_branch
+from stage2_segmentation.hosts import build_host
+
+RESULTS = Path(__file__).parent / "results" / "label_heads.json"
+CHANNELS, SIDE = 768, 32
+VOCABULARIES = (150, 600, 2000, 10_000)
+ENOUGH_SECONDS, MOST_RUNS = 3.0, 20
+
+#: name → branch and options; the others of its options are the published ones
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "encoder": ("encoder", {}),
+    "encoder, all cells": ("encoder", {"pooled": 0}),
+    "encoder, patches alone": ("encoder", {"attend": "patches"}),
+    "decoder": ("decoder", {}),
+    "decoder, 500 labels at a time": ("decoder", {"chunk": 500}),
+    "pooled": ("pooled", {}),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=float, default=8.0, help="memory that one measurement may take, in GiB")
+    given = parser.parse_args(arguments)
+    results = {
+        "command": " ".join(["python benchmarks/label_heads.py", *(arguments or sys.argv[1:])]),
+        "machine": machine(), "map": [CHANNELS, SIDE, SIDE], "limit_gib": given.limit,
+        "heads": label_head_costs(VOCABULARIES, given.limit),
+    }  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def label_head_costs(vocabularies: Sequence[int], limit_gib: float) -> list[dict[str, Any]]:
+    """One record for each branch and number of labels."""
+    records = []
+    for name, (kind, options) in HEADS.items():
+        for classes in vocabularies:
+            parts = [apart(within, limit_gib, part, kind, options, classes) for part in (counted, used, trained)]
+            record = {"head": name, "classes": classes}
+            for names, values in zip((COUNTED, USED, TRAINED), parts, strict=True):
+                record |= dict.fromkeys(names) if values is None else dict(zip(names, values, strict=True))
+            records.append(record)
+            print(json.dumps(record), flush=True)
+    return records
+
+
+COUNTED, USED, TRAINED = ("parameters", "macs"), ("seconds", "memory_mib"), ("training_seconds", "training_memory_mib")
+
+
+def counted(kind: str, options: dict[str, Any], classes: int) -> tuple[float, float]:
+    host, branch, run = built(kind, options, classes)
+    both = count(nn.ModuleList([host, branch]).eval(), run)
+    return count(branch, lambda: None).parameters, both.macs
+
+
+def used(kind: str, options: dict[str, Any], classes: int) -> tuple[float, float]:
+    idle = memory_mib()
+    _, branch, run = built(kind, options, classes)
+    branch.eval()
+    with torch.inference_mode():
+        return processor_seconds(run), memory_mib() - idle
+
+
+def trained(kind: str, options: dict[str, Any], classes: int) -> tuple[float, float]:
+    idle = memory_mib()
+    _, branch, run = built(kind, options, classes)
+    branch.train()
+
+    def step() -> None:
+        branch.zero_grad()
+        logits = run()
+        F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)).backward()
+
+    return processor_seconds(step), memory_mib() - idle
+
+
+def within(limit_gib: float, measure: Callable[..., tuple[float, float]], *arguments: Any) -> list[float] | None:
+    """The measurement, or None where it needs more memory than that. For a process that ends afterwards."""
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
+    now = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + int(limit_gib * 2**30),) * 2)
+    try:
+        return [float(f"{value:.4g}") if isinstance(value, float) else value for value in measure(*arguments)]
+    except MemoryError:
+        return None
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        return None
+
+
+def built(kind: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, nn.Module, Callable[[], Tensor]]:
+    """A host and its branch with random weights, and the branch's label logits for one image."""
+    torch.manual_seed(0)
+    host = build_host(
+        "segmenter", num_classes=classes, in_channels=CHANNELS, kappa=1, options={"depth": 1, "rank_scale": "shared"}
+    )
+    branch = build_branch(kind, host, num_classes=classes, in_channels=CHANNELS, options=options)
+    assert branch is not None
+    host.blocks = nn.ModuleList()  # no part of what is measured
+    features = torch.randn(1, CHANNELS, SIDE, SIDE)
+    with torch.no_grad():
+        known = Known(host, features)
+
+    def run() -> Tensor:
+        logits: Tensor = branch(known, features, None).label_logits
+        return logits
+
+    return host, branch, run
+
+
+class Known:
+    """A host that has read the whole map already."""
+
+    def __init__(self, host: Any, features: Tensor) -> None:
+        self.cls_emb, self.host = host.cls_emb, host
+        self.features, self.patches = features, host.read(features)
+
+    def read(self, features: Tensor) -> Tensor:
+        if features is self.features:
+            return self.patches
+        tokens: Tensor = self.host.read(features)
+        return tokens
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Median of some runs; the first one counts only where it takes long."""
+    taken: list[float] = []
+    while sum(taken) < ENOUGH_SECONDS and len(taken) < MOST_RUNS:
+        started = time.process_time()
+        run()
+        taken.append(time.process_time() - started)
+    return statistics.median(taken[1:] or taken)
+
+
+if __name__ == "__main__":
+    main()
