@@ -36,9 +36,10 @@ class SourceConfig:
     """labels kept per image in training; null = 25, or all where there are fewer"""
     test_kappa: int | None = None
     """labels kept in evaluation; null = as in training"""
-    missed: Literal["ignore", "force", "mix"] = "ignore"
-    """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published);
-    force: their labels take the last ranks (ours); mix: they take random ranks of labels that are not there (ours)"""
+    missed: Literal["ignore", "force", "mix"] | None = None
+    """pixels whose label the ranking missed, in training. ignore: left out of the loss (as published); force: their
+    labels take the last ranks (ours); mix: they take random ranks of labels that are not there (ours); null = mix for
+    `joint`, whose first rankings miss most labels, and ignore for the others"""
     fade: float | None = None
     """share of the training over which `force` and `mix` give way to `ignore`: for ever fewer images; null = never"""
     cache: str | None = None
@@ -47,6 +48,11 @@ class SourceConfig:
     @property
     def at_test(self) -> str:
         return self.test or self.train
+
+    @property
+    def treatment(self) -> str:
+        """What becomes of missed labels: ignore, force or mix."""
+        return self.missed or ("mix" if self.train == "joint" else "ignore")
 
     def kept(self, num_classes: int, *, at_test: bool = False) -> int:
         """κ for a vocabulary of that size."""
@@ -73,8 +79,9 @@ class LabelsConfig:
     """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
     loss: LabelLossConfig = field(default_factory=lambda: LabelLossConfig(gamma_neg=0.0))
     """the published runs use binary cross-entropy or the asymmetric loss with gamma_neg 2, and reduction `mean`"""
-    weight: float = 1.0
-    """of the label loss, beside 1 for the segmentation loss (published: 5 to 300 with reduction `mean`)"""
+    weight: float = 0.05
+    """of the label loss, beside 1 for the segmentation loss (published: 5 to 300 with reduction `mean` over K labels,
+    which is 0.06 to 0.23 here)"""
     prior: bool = True
     """start from how common each label is in the training images, so that the first rankings are those of the frequency
     and not chance (ours; the release starts from random numbers)"""

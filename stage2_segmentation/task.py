@@ -82,7 +82,7 @@ class SegmentTask(nn.Module):
         present = presence(batch.mask, self.num_classes)
         if share < 1:
             present &= torch.rand(len(present), 1, device=present.device) < share
-        return (mix_missed if self.missed.missed == "mix" else force_missed)(ranking, present)
+        return (mix_missed if self.missed.treatment == "mix" else force_missed)(ranking, present)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         model, labels = self.model, self.labels
@@ -94,7 +94,7 @@ class SegmentTask(nn.Module):
 
 def forced_share(missed: SourceConfig, progress: float) -> float:
     """Share of the images whose missed labels are forced into the ranking, at this point of the training."""
-    if missed.missed == "ignore":
+    if missed.treatment == "ignore":
         return 0.0
     return 1.0 if missed.fade is None else max(0.0, 1 - progress / missed.fade)
 

@@ -51,7 +51,7 @@ def config_for(out: Path, **changes: Any) -> Stage2Config:
 
 
 def task_for(model: SegmentationModel, **changes: Any) -> SegmentTask:
-    settings: dict[str, Any] = {"missed": SourceConfig("joint"), "labels": LabelsConfig("encoder"), "loss_stride": 1}
+    settings: dict[str, Any] = {"missed": SourceConfig("joint", missed="ignore"), "labels": LabelsConfig("encoder"), "loss_stride": 1}
     return SegmentTask(model, Joint(KAPPA), K, **{**settings, **changes})
 
 
@@ -141,6 +141,8 @@ def test_forcing_fades() -> None:
     assert [forced_share(fading, progress) for progress in (0, 0.125, 0.25, 0.5, 0.9)] == [1, 0.75, 0.5, 0, 0]
     assert {forced_share(SourceConfig(missed="force"), p) for p in (0, 0.5, 1)} == {1}
     assert {forced_share(SourceConfig(), p) for p in (0, 0.5, 1)} == {0}
+    assert SourceConfig("joint").treatment == "mix"
+    assert {SourceConfig(train).treatment for train in ("cache", "oracle", "complete")} == {"ignore"}
 
 
 def test_recall_is_one_for_a_perfect_ranking() -> None:
