@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.benchmark.tables import results_tables
 from pipelines.results_doc import (
     Cell,
     ResultTable,
@@ -86,8 +87,37 @@ STUDIES = (
 )  # fmt: skip
 
 
+SIDE_BY_SIDE = {
+    "cocostuff171_mini": "COCO-Stuff, 171 classes, 184 + 50 photos: all schemes side by side",
+    "ccp59": "Clothing Co-Parsing, 59 classes, 800 + 204 photos: all schemes side by side",
+}
+
+
 def main() -> None:
-    write_results(DOCUMENT, [introduction(), *(part for study in STUDIES for part in sections(study)), kills()])
+    benchmarks = (side_by_side(name, title) for name, title in SIDE_BY_SIDE.items() if benchmark_file(name).exists())
+    studies = (part for study in STUDIES for part in sections(study))
+    write_results(DOCUMENT, [introduction(), *benchmarks, *studies, label_heads(), kills()])
+
+
+def benchmark_file(name: str) -> Path:
+    """results.json of `kappaseg benchmark configs/NAME/benchmark.yaml`."""
+    return HERE / "results" / f"{name}_benchmark.json"
+
+
+def side_by_side(name: str, title: str) -> Section:
+    """What `kappaseg benchmark` found, with its verdicts."""
+    results, file = read_results(benchmark_file(name)), f"benchmarks/results/{benchmark_file(name).name}"
+    steps = sorted({e["network"]["steps"] for e in results["schemes"].values() if e["network"] and not e["of"]})
+    about = (
+        f"Networks on frozen MobileNetV2 features, {' or '.join(map(str, steps))} steps each. Two steps ran at a time "
+        "on two cores, other work beside them; the networks were timed alone, taking turns. Settings of the schemes "
+        "were chosen on a fourth of the training photos."
+    )
+    command = (
+        f"kappaseg benchmark configs/{name}/benchmark.yaml --data.root $DATA/{name} --out $OUT "
+        "--backbone.weights $WEIGHTS"
+    )
+    return Section(title, (about, results_tables(results), f"```sh\n{command}\n```", f"Read from `{file}`."))
 
 
 def introduction() -> Section:
@@ -259,6 +289,26 @@ def time_spent(chains: Sequence[Mapping[str, Any]]) -> str:
         f"Training among the kept labels took {cache / complete:.2f} times the processor time of training among all; "
         f"with the training of the ranker counted in, {(cache + ranker) / complete:.2f} times."
     )
+
+
+def label_heads() -> Section:
+    """What a label branch costs against K."""
+    found = read("label_heads")
+    rows = tuple(
+        (row["head"], f"{row['classes']:,}", row["macs"] / 1e9, 1e3 * row["seconds"], row["memory_mib"],
+         *((1e3 * row["training_seconds"], row["training_memory_mib"]) if row["training_seconds"] else ("–", "–")))
+        for row in found["heads"]
+    )  # fmt: skip
+    columns = ("label branch", "K", "MACs, G", "ms", "MiB", "training step, ms", "MiB")
+    note = f"–: does not fit into {found['limit_gib']:g} GiB. Milliseconds are processor time of one image on one core."
+    file = "benchmarks/results/label_heads.json"
+    table = ResultTable(columns, rows, (f"OMP_NUM_THREADS=1 {found['command']}",), (file,), note)
+    about = (
+        "The branch alone, on the map of a ViT-B/16 at 512 pixels. The published encoder layer lets all K class tokens "
+        "attend to each other, which is quadratic in K; with `attend: patches` the same parameters are linear in K, as "
+        "the other two are."
+    )
+    return Section("Label branches as the vocabulary grows", (about,), (table,))
 
 
 def kills() -> Section:

@@ -17,6 +17,7 @@ from kappaseg_core.config import DataConfig, build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -83,6 +84,20 @@ def build_parser() -> Parser:
     ):
         stage = verb(verbs, name, run, text, settings=kind)
         stage.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/quick/stage1.yaml")
+        if run is not run_rank:
+            add_flags(stage)
+
+    benchmark = verb(
+        verbs, "benchmark", run_benchmark, "train and measure all schemes side by side, ending with one table and page",
+        settings="pipelines.benchmark.config:BenchmarkSettings",
+    )  # fmt: skip
+    benchmark.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/quick/benchmark.yaml")
+    benchmark.add_argument("--local", action="store_true", help="one step after the other, without Ray")
+    benchmark.add_argument("--ray.address", dest="address", metavar="A", help="run on the Ray cluster at HOST:PORT")
+    benchmark.add_argument("--submit", metavar="ADDRESS", help="hand it to a cluster's job server, http://HOST:8265")
+
+    report = verb(verbs, "report", run_report, "make the table and page of a benchmark again, from its records")
+    report.add_argument("out", metavar="DIR", help="output folder of kappaseg benchmark")
 
     evaluate = verb(
         verbs, "evaluate", run_evaluate, "measure trained networks on the validation split",
@@ -175,11 +190,13 @@ def run_demo(arguments: argparse.Namespace, rest: list[str]) -> None:
 def run_stage1(arguments: argparse.Namespace, rest: list[str]) -> None:
     from stage1_multilabel.config import Stage1Config
 
+    scale = scale_of(arguments)
     config = load_config(Stage1Config, arguments.config, split_settings(rest))
+    from pipelines.scale import launch
     from pipelines.show import show_summary
     from stage1_multilabel.train import train_classifier
 
-    show_summary(train_classifier(config))
+    show_summary(launch(train_classifier, config, scale))
 
 
 def without_weights(settings: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -203,22 +220,43 @@ def run_rank(arguments: argparse.Namespace, rest: list[str]) -> None:
 def run_stage2(arguments: argparse.Namespace, rest: list[str]) -> None:
     from stage2_segmentation.config import Stage2Config
 
+    scale = scale_of(arguments)
     config = load_config(Stage2Config, arguments.config, split_settings(rest))
+    from pipelines.scale import launch
     from pipelines.show import show_summary
     from stage2_segmentation.train import train_segmentation
 
-    show_summary(train_segmentation(config))
+    show_summary(launch(train_segmentation, config, scale))
 
 
 def run_joint(arguments: argparse.Namespace, rest: list[str]) -> None:
     """run-stage2 with a network that ranks for itself: source.train joint, and a label branch."""
     from stage2_segmentation.config import joint_config
 
+    scale = scale_of(arguments)
     config = joint_config(arguments.config, split_settings(rest))
+    from pipelines.scale import launch
     from pipelines.show import show_summary
     from stage2_segmentation.train import train_segmentation
 
-    show_summary(train_segmentation(config))
+    show_summary(launch(train_segmentation, config, scale))
+
+
+def run_benchmark(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.benchmark.run import benchmark, submit
+
+    settings = split_settings(rest)
+    if arguments.submit:
+        job = submit(arguments.submit, arguments.config, settings)
+        print(f"job {job}; follow it with: ray job logs --follow --address {arguments.submit} {job}")
+        return 0
+    return benchmark(arguments.config, settings, local=arguments.local, address=arguments.address)
+
+
+def run_report(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.benchmark.run import report
+
+    report(Path(arguments.out))
 
 
 def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:

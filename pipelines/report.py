@@ -100,6 +100,18 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page, whole or not at all. Raises UserError where it cannot be written."""
+    page = template("report.html").render(
+        report=report,
+        examples=[example_view(example, report.class_names) for example in report.examples],
+        curves=[Markup(curve_svg(curve)) for curve in report.curves],
+        total_seconds=sum(step.seconds for step in report.steps),
+        peak_memory_mib=max((step.peak_memory_mib for step in report.steps), default=0),
+    )
+    write_text(path, page)
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of pipelines/templates; a name that it is not given is an error, and what it is given is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines", "templates"),
         autoescape=True,
@@ -108,14 +120,7 @@ def write_report(path: Path, report: Report) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(number=format_number, seconds=format_seconds, percent=percent)
-    page = environment.get_template("report.html").render(
-        report=report,
-        examples=[example_view(example, report.class_names) for example in report.examples],
-        curves=[Markup(curve_svg(curve)) for curve in report.curves],
-        total_seconds=sum(step.seconds for step in report.steps),
-        peak_memory_mib=max((step.peak_memory_mib for step in report.steps), default=0),
-    )
-    write_text(path, page)
+    return environment.get_template(name)
 
 
 def example_view(example: Example, class_names: Sequence[str]) -> dict[str, object]:

@@ -51,7 +51,11 @@ def config_for(out: Path, **changes: Any) -> Stage2Config:
 
 
 def task_for(model: SegmentationModel, **changes: Any) -> SegmentTask:
-    settings: dict[str, Any] = {"missed": SourceConfig("joint", missed="ignore"), "labels": LabelsConfig("encoder"), "loss_stride": 1}
+    settings: dict[str, Any] = {
+        "missed": SourceConfig("joint", missed="ignore"),
+        "labels": LabelsConfig("encoder"),
+        "loss_stride": 1,
+    }
     return SegmentTask(model, Joint(KAPPA), K, **{**settings, **changes})
 
 

@@ -1,0 +1,111 @@
+"""A scheme as it is used on a new image: a network, and where it does not rank by itself the classifier before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kappaseg_core.cost import Cost, count
+from kappaseg_core.placement import Placement, place
+from kappaseg_core.ranking import OwnRanking, Ranking, top_kappa
+from stage1_multilabel.augment import EvalImages
+from stage1_multilabel.classifier import Classifier
+from stage1_multilabel.rank import Ranker
+from stage1_multilabel.scoring import label_scores
+from stage2_segmentation.config import InferenceConfig
+from stage2_segmentation.evaluate import load_segmentation, open_test_scenes, segment_image
+from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.train import source_for
+
+SAMPLE = 8  # images of the validation split
+
+
+@dataclass(frozen=True)
+class LiveClassifier:
+    """Image u8 [3, H, W] → the ranking of its κ best labels, in the way that a label cache is filled."""
+
+    model: Classifier
+    images: EvalImages
+    kappa: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, run: Path, kappa: int, device: torch.device) -> LiveClassifier:
+        ranker = Ranker.of(run)
+        model = ranker.load(device)
+        images = EvalImages(ranker.config.augment.image_size, model.backbone.mean, model.backbone.std)
+        return cls(model, images, kappa, device)
+
+    def __call__(self, image: Tensor) -> Ranking:
+        with torch.inference_mode():
+            logits = self.model(self.images(image.numpy())[None].to(self.device))
+        return top_kappa(label_scores(logits).cpu(), self.kappa)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A finished run, some images of its validation split, and what its test source says of each.
+
+    rows: of the images in the split.   images: u8 [3, H, W] each, decoded.   rankings: of each, as in evaluation (from
+    the cache, from the truth, …).
+    classifier: what a new image would be ranked with; None where the network needs none, or none can be had.
+    """
+
+    model: SegmentationModel
+    inference: InferenceConfig
+    here: Placement
+    rows: list[int]
+    images: list[Tensor]
+    rankings: list[Ranking | OwnRanking]
+    classifier: LiveClassifier | None
+
+    @classmethod
+    def load(cls, run: Path, classifier: Path | None, rows: Sequence[int] | None = None) -> Deployed:
+        """rows: of the images in the validation split; None = up to eight, spread evenly over it."""
+        model, config, names = load_segmentation(run)
+        here = place(config.loop)
+        scenes = open_test_scenes(config, names)
+        source = source_for(config, scenes, at_test=True)
+        rows = spread(len(scenes)) if rows is None else list(rows)
+        chosen = [scenes[row] for row in rows]
+        kappa = config.source.kept(len(names), at_test=True)
+        return cls(
+            model.to(here.device).eval(), config.inference, here, rows,
+            [torch.from_numpy(scene.image) for scene in chosen],
+            [source([scene.image_id], torch.from_numpy(scene.mask).long()[None]) for scene in chosen],
+            None if classifier is None else LiveClassifier.load(classifier, kappa, here.device),
+        )  # fmt: skip
+
+    def use(self, index: int) -> tuple[float, float]:
+        """Seconds of the classifier (0 without one) and of the network for an image, resizing and upsampling included.
+
+        The network gets the ranking that evaluation gives it, so that the two can be told apart.
+        """
+        started = time.perf_counter()
+        if self.classifier is not None:
+            self.classifier(self.images[index])
+        ranked = time.perf_counter()
+        self.segment(index)
+        return ranked - started, time.perf_counter() - ranked
+
+    def segment(self, index: int) -> None:
+        segment_image(self.model, self.images[index], self.rankings[index], self.inference, self.here)
+
+    def costs(self, index: int) -> tuple[Cost, Cost | None]:
+        """Of the network and of the classifier, for an image."""
+        network = count(self.model, lambda: self.segment(index))
+        classifier = self.classifier
+        if classifier is None:
+            return network, None
+        return network, count(classifier.model, lambda: classifier(self.images[index]))
+
+
+def spread(images: int) -> list[int]:
+    """Up to eight rows of a split, evenly spread over it."""
+    count = min(SAMPLE, images)
+    return [number * images // count for number in range(count)]
