@@ -49,9 +49,9 @@ class Evaluation:
     pixel_coverage: float
     class_coverage: float
     mean_kappa: float
-    label_mAP: float | None
     class_iou: dict[str, float | None]
     absent: tuple[str, ...]
+    label_mAP: float | None = None
 
     def numbers(self) -> dict[str, float]:
         """The scalars, for logs and tables."""
