@@ -34,6 +34,9 @@ from label_cache.schema import SCHEMA_VERSION, CacheKey, PartEntry, short
 
 _ROW_GROUP = 16_384  # rows; large enough for zstd, small enough to decode in a few MiB at k = 256
 _METADATA = b"kappaseg"
+_NUMPY = {
+    getattr(pa, name)(): np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint16", "uint32", "float32")
+}
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,23 @@ def _array(table: pa.Table, name: str) -> pa.Array:
     return table.column(name).combine_chunks()
 
 
+def _numbers(array: pa.Array) -> NDArray[Any]:
+    """An array without nulls as NumPy, not copied. pyarrow's own to_numpy loads pandas first where that is installed,
+    which takes longer than a look-up. Raises ValueError where there are nulls."""
+    kind = _NUMPY[array.type]
+    if array.null_count:
+        raise ValueError(f"{array.null_count} values are null")
+    if not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(array.buffers()[1], kind, count=len(array), offset=array.offset * kind.itemsize)
+
+
 def _flat(lists: pa.Array) -> NDArray[Any]:
-    return lists.flatten().to_numpy(zero_copy_only=True)
+    return _numbers(lists.flatten())
 
 
 def _ragged(lists: pa.Array) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    offsets = lists.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+    offsets = _numbers(lists.offsets).astype(np.int64)
     return _flat(lists), offsets - offsets[0]
 
 
@@ -252,4 +266,4 @@ def _source(dictionary: pa.DictionaryArray) -> NDArray[np.str_]:
     if not set(names) <= set(SOURCES):
         raise ValueError(f"source {names}, wanted some of {SOURCES}")
     codes = np.array([SOURCES.index(name) for name in names], np.int8)
-    return source_names(codes[dictionary.indices.to_numpy(zero_copy_only=True)])
+    return source_names(codes[_numbers(dictionary.indices)])
