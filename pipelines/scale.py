@@ -127,7 +127,8 @@ def start(ray: Any, cpus: float | None) -> None:
     """A Ray of our own on this machine. It asks for a token, which lives in the environment of its processes; without
     one given, Ray would write its own, readable by everybody, into the home folder.
     """
-    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+    wanted = os.environ.get("RAY_AUTH_MODE") != "disabled"
+    if wanted and not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:

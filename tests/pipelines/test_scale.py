@@ -280,3 +280,17 @@ def test_a_mistake_that_a_worker_finds_is_one_line_and_no_second_attempt(
     line = refused(fresh, fresh.words("run-stage1", "--scale.workers", "2"), "absent")
     assert "start again" not in line
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(("mode", "given"), [(None, True), ("token", True), ("disabled", False)])
+def test_a_ray_of_our_own_gets_a_token_unless_tokens_are_off(
+    mode: str | None, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the mode alone is set: Ray's server would end at once for want of a token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    scale.start(SimpleNamespace(init=lambda **settings: None), None)
+    assert ("RAY_AUTH_TOKEN" in os.environ) is given
