@@ -119,6 +119,6 @@ def describe(calibration: Calibration, coverage: float) -> str:
         )
     return (
         f"calibrated on {c.images} images: labels with a score of at least {c.threshold:.4g} are kept; promised, on "
-        f"average over draws of images like these, at least {100 * (1 - c.alpha):g} % of the pixels of an image, found "
-        f"{100 * coverage:.1f} %"
+        f"average over draws of images like these, at least {100 * (1 - c.alpha):g} % of the pixels of an image; found "
+        f"{100 * coverage:.1f} % of all pixels of the other images"
     )
