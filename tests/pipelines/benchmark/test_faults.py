@@ -41,10 +41,10 @@ STORE = 100 * 2**20  # bytes, of Ray's object store on each machine
 def cluster() -> Iterator[Any]:
     """Two machines with one core each, and one for Ray itself."""
     pytest.importorskip("ray")
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)  # stays: Ray keeps a process's first token for good
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
-        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would have them starve beside other work
         from ray.cluster_utils import Cluster
