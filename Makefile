@@ -2,12 +2,11 @@
 #   make demo PYTHON=python3.12         another interpreter
 #   make env PIP_FLAGS="--index-url …"  options of pip install, for example an index of CPU-only torch wheels
 #   make test PYTEST_ARGS="-m 'not slow'"
-#   make test PYTEST_ARGS="-m ray"      the tests that start Ray, some minutes
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
-PYTEST_ARGS ?= -m "not gpu and not ray"
+PYTEST_ARGS ?= -m "not gpu"
 DEMO_ARGS ?=
 
 BIN := $(VENV)/bin

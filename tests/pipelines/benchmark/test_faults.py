@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -55,6 +56,14 @@ def cluster() -> Iterator[Any]:
             patiently(lambda: found.add_node(num_cpus=1, object_store_memory=STORE))
         yield found
         found.shutdown()
+        wait_for_the_killed()
+
+
+def wait_for_the_killed() -> None:
+    """Take note of the end of Ray's processes. Ray itself does not of all, which is a warning when it is collected."""
+    for found in gc.get_objects():
+        if issubclass(type(found), subprocess.Popen):  # isinstance would wake lazy objects
+            found.wait(30)
 
 
 def patiently(start: Callable[[], Any]) -> Any:
@@ -217,7 +226,8 @@ def test_an_address_where_nobody_answers_is_one_line(bench: Bench) -> None:
         run_steps(plan, runner, lambda states: None)
 
 
-def test_a_job_server_where_nobody_answers_is_one_line(bench: Bench) -> None:
+def test_a_job_server_where_nobody_answers_is_one_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as submit sets it; here it must not outlive the test
     load_benchmark(bench.file)
     with pytest.raises(UserError, match=r"cannot submit to http://127\.0\.0\.1:1 \(.*\); give the job server"):
         run.submit("http://127.0.0.1:1", bench.file, [])
