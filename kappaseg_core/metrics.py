@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from kappaseg_core.ranking import IGNORE, Ranking, top_kappa
 
 #: Adds a tensor up over all workers (Placement.total); the identity for one process.
 Reduce = Callable[[Tensor], Tensor]
+Curve = Literal["recall", "image_recall", "pixel_coverage", "image_coverage"]
 
 ELEMENTS_AT_ONCE = 2**22  # scores sorted together; about 300 MB with all that is derived from them
 
@@ -89,12 +90,13 @@ class CoverageSums:
     | image_recall   | the same per image, mean over images that have a label                      |
     | class_recall   | the same per label, mean over labels that some image has                    |
     | pixel_coverage | pixels of kept labels / labelled pixels; bounds the pixel accuracy          |
+    | image_coverage | the same per image, mean over images that have a label                      |
     | class_coverage | the same per label, mean over labels that some image has; bounds the mIoU   |
 
     The bound: IoU_c = TP / (TP + FP + FN) ≤ TP / truth ≤ coverage_c for every label in the truth, hence
     mIoU ≤ class_coverage; a label that is predicted but nowhere in the truth has IoU 0 and lowers only the left side.
 
-    Micro and image values are kept for every κ (3 histograms over ranks); those per label, which would take K x K, for
+    Micro and image values are kept for every κ (4 histograms over ranks); those per label, which would take K x K, for
     the given `kappas` (beyond K is as K). A label outside the ranking counts as missed at every κ, so values beyond
     the κ of the ranking stay at what it has.
     """
@@ -105,6 +107,7 @@ class CoverageSums:
         self.label_ranks = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
         self.pixel_ranks = torch.zeros_like(self.label_ranks)
         self.image_ranks = torch.zeros_like(self.label_ranks, dtype=torch.float64)
+        self.image_pixel_ranks = torch.zeros_like(self.image_ranks)
         # by κ and label; last row: all
         self.class_labels = torch.zeros(len(self.kappas) + 1, num_classes, dtype=torch.int64, device=device)
         self.class_pixels = torch.zeros_like(self.class_labels)
@@ -113,9 +116,12 @@ class CoverageSums:
         """Add images: pixels i64 [B, K] (label_pixels), ranks i64 [B, K] (rank_lookup; IGNORE = not kept)."""
         ranks = torch.where(ranks == IGNORE, self.num_classes, ranks)
         present = (pixels > 0).long()
-        share = present / present.sum(1, keepdim=True).clamp(min=1).double()
-        for ranked, weight in ((self.label_ranks, present), (self.pixel_ranks, pixels), (self.image_ranks, share)):
+        by_label = (present, self.label_ranks, self.image_ranks)
+        by_pixel = (pixels, self.pixel_ranks, self.image_pixel_ranks)
+        for weight, ranked, by_image in (by_label, by_pixel):
+            share = weight / weight.sum(1, keepdim=True).clamp(min=1).double()
             ranked.scatter_add_(0, ranks.flatten(), weight.flatten())
+            by_image.scatter_add_(0, ranks.flatten(), share.flatten())
         for row, kappa in enumerate(self.kappas):
             kept = ranks < min(kappa, self.num_classes)
             self.class_labels[row] += (present * kept).sum(0)
@@ -127,9 +133,12 @@ class CoverageSums:
         """The sums of all workers together."""
         return all_reduced(self, reduce)
 
-    def curve(self, measure: Literal["recall", "image_recall", "pixel_coverage"]) -> Tensor:
+    def curve(self, measure: Curve) -> Tensor:
         """The measure at κ = 1..K, f64 [K]; NaN where there is no truth at all."""
-        ranked = {"recall": self.label_ranks, "image_recall": self.image_ranks, "pixel_coverage": self.pixel_ranks}
+        ranked = {
+            "recall": self.label_ranks, "image_recall": self.image_ranks,
+            "pixel_coverage": self.pixel_ranks, "image_coverage": self.image_pixel_ranks,
+        }  # fmt: skip
         kept = ranked[measure].double().cumsum(0)
         return kept[:-1] / kept[-1]
 
@@ -150,7 +159,7 @@ class CoverageSums:
         """Every measure at every one of `kappas` as "measure@κ", and "kappa_99", the κ for 99 % of the pixels."""
         values: dict[str, float | int | None] = {}
         for kappa in self.kappas:
-            for measure in ("recall", "image_recall", "pixel_coverage"):
+            for measure in get_args(Curve):
                 values[f"{measure}@{kappa}"] = self.curve(measure)[min(kappa, self.num_classes) - 1].item()
             values[f"class_recall@{kappa}"] = self.class_recall(kappa).nanmean().item()
             values[f"class_coverage@{kappa}"] = self.class_coverage(kappa).nanmean().item()

@@ -110,7 +110,7 @@ def padded(ranking: Ranking, kappa: int) -> Ranking:
 
 
 def describe(calibration: Calibration, coverage: float) -> str:
-    """One line on what was promised and what was found."""
+    """One line on what was promised and what was found.   coverage: mean over images of the share of pixels kept."""
     c = calibration
     if c.capped:
         return (
@@ -120,5 +120,5 @@ def describe(calibration: Calibration, coverage: float) -> str:
     return (
         f"calibrated on {c.images} images: labels with a score of at least {c.threshold:.4g} are kept; promised, on "
         f"average over draws of images like these, at least {100 * (1 - c.alpha):g} % of the pixels of an image; found "
-        f"{100 * coverage:.1f} % of all pixels of the other images"
+        f"{100 * coverage:.1f} % on average over the other images"
     )

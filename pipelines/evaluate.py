@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from kappaseg_core.checkpoint import RunDirectory, read_record, short
 from kappaseg_core.config import build, load_config, override, to_plain
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import write_text
-from kappaseg_core.placement import place
+from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import memory_mib
+from kappaseg_core.structures import SceneSet
 from pipelines.calibrate import calibrated_source, describe
 from pipelines.tables import show_table
 from stage2_segmentation.config import Stage2Config
@@ -25,6 +26,7 @@ from stage2_segmentation.evaluate import (
     load_segmentation,
     open_test_scenes,
 )
+from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
 from stage2_segmentation.train import source_for
 
@@ -87,11 +89,26 @@ def evaluate_runs(
     return results
 
 
-def evaluate_run(
-    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None
-) -> Evaluation:
-    """One evaluation, written beside the run as JSON with its settings and cost."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Opened:
+    """A finished run, ready to be measured on its validation split. training: its settings; config: as evaluated."""
+
+    model: SegmentationModel
+    training: Stage2Config
+    config: Stage2Config
+    class_names: tuple[str, ...]
+    here: Placement
+    scenes: SceneSet
+    source: Source
+
+    @property
+    def kappa(self) -> int:
+        """Labels kept per image, for a source that cuts its ranking."""
+        return self.config.source.kept(len(self.class_names), at_test=True)
+
+
+def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
+    """A run with some evaluation settings changed, on its device. Raises UserError where it cannot be measured so."""
     model, training, class_names = load_segmentation(run)
     config = changed(training, settings)
     here = place(config.loop)
@@ -99,19 +116,27 @@ def evaluate_run(
     source = source_for(config, scenes, at_test=True)
     if "source.cache" not in dict(settings):
         refuse_other_rankings(run, training, config, source)
-    kappa = config.source.kept(len(class_names), at_test=True)
-    model.to(here.device)
+    return Opened(model.to(here.device), training, config, class_names, here, scenes, source)
+
+
+def evaluate_run(
+    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None
+) -> Evaluation:
+    """One evaluation, written beside the run as JSON with its settings and cost."""
+    started = time.perf_counter()
+    found = opened(run, settings)
+    training, config, scenes, source = found.training, found.config, found.scenes, found.source
     chosen: dict[str, Any] = {}
     if alpha is not None:
-        cut, scenes = calibrated_source(model, config, scenes, alpha=alpha, split=calibration, here=here)
+        cut, scenes = calibrated_source(found.model, config, scenes, alpha=alpha, split=calibration, here=found.here)
         source, chosen = cut, {"calibration": asdict(cut.calibration)}
-    result = evaluate_model(model, scenes, source, config.inference, here)
+    result = evaluate_model(found.model, scenes, source, config.inference, found.here)
     if alpha is not None:
-        print(f"{run.name}: {describe(cut.calibration, result.pixel_coverage)}")
+        print(f"{run.name}: {describe(cut.calibration, result.image_coverage)}")
     record = {
         "run": run.name,
         "source": {"train": training.source.train, "test": config.source.at_test},
-        "kappa": kappa,
+        "kappa": found.kappa,
         "inference": to_plain(config.inference),
         "split": config.data.val,
         "seconds": round(time.perf_counter() - started, 2),
@@ -119,7 +144,7 @@ def evaluate_run(
         **chosen,
         **asdict(result),
     }
-    name = evaluation_name(config, training, f"kappa{kappa}" if alpha is None else f"alpha{alpha:g}")
+    name = evaluation_name(config, training, f"kappa{found.kappa}" if alpha is None else f"alpha{alpha:g}")
     write_text(run / name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
 

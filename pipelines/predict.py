@@ -17,14 +17,13 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_atomic, writing
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter, say
-from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, top_kappa
+from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking
 from kappaseg_core.scenes.images import photo
 from pipelines.draw import overlay
 from pipelines.evaluate import changed
 from pipelines.tables import show_table
-from stage1_multilabel.augment import EvalImages
+from stage1_multilabel.live import LiveClassifier
 from stage1_multilabel.rank import Ranker
-from stage1_multilabel.scoring import label_scores
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import load_segmentation, segment_image
 
@@ -111,19 +110,11 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
             f"classifier {ranker.run} has another class list than the run: {difference}; "
             "give the one that it was trained with"
         )
-    network = ranker.load(here.device)
-    images = EvalImages(ranker.config.augment.image_size, network.backbone.mean, network.backbone.std)
     kappa = config.source.kept(len(class_names), at_test=True)
     if kappa > len(class_names):
         raise UserError(f"κ = {kappa}, but there are only {len(class_names)} classes; lower --source.test_kappa")
     say(f"ranking with {ranker.run}, κ = {kappa}")
-
-    def rank(picture: NDArray[Any]) -> Ranking:
-        with torch.inference_mode():
-            logits = network(images(picture)[None].to(here.device))
-        return top_kappa(label_scores(logits).cpu(), kappa)
-
-    return rank
+    return LiveClassifier.of(ranker, kappa, here.device)
 
 
 def read_photo(path: Path) -> NDArray[Any]:

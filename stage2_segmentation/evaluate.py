@@ -35,7 +35,8 @@ class Evaluation:
 
     mIoU: mean over classes with a pixel in the truth or the prediction (as mmsegmentation); mIoU_in_truth: over those
     in the truth.   class_coverage: mean share of a class's pixels whose label the ranking kept; mIoU ≤ class_coverage
-    always.   pixel_coverage: share of all pixels, which bounds pixel_accuracy likewise.   zero_iou_share: share of the
+    always.   pixel_coverage: share of all pixels, which bounds pixel_accuracy likewise; image_coverage: the same share
+    of each image's pixels, and then the mean.   zero_iou_share: share of the
     classes in the truth that are never right.   absent: classes without a pixel in the truth.   label_mAP: mean average
     precision of the label branch (envelope); None without one.
     """
@@ -47,6 +48,7 @@ class Evaluation:
     mean_class_accuracy: float
     zero_iou_share: float
     pixel_coverage: float
+    image_coverage: float
     class_coverage: float
     mean_kappa: float
     class_iou: dict[str, float | None]
@@ -105,6 +107,7 @@ def evaluate_model(
         images=len(scenes), mIoU=scores["mIoU"], mIoU_in_truth=scores["mIoU_in_truth"],
         pixel_accuracy=scores["pixel_accuracy"], mean_class_accuracy=scores["class_accuracy"],
         zero_iou_share=scores["zero_iou"], pixel_coverage=float(kept[f"pixel_coverage@{everywhere}"] or 0.0),
+        image_coverage=float(kept[f"image_coverage@{everywhere}"] or 0.0),
         class_coverage=float(kept[f"class_coverage@{everywhere}"] or 0.0),
         mean_kappa=float(here.total(kappas)) / max(1, len(scenes)),
         label_mAP=None if model.branch is None else mean_average_precision(

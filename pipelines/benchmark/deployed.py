@@ -11,40 +11,16 @@ import torch
 from torch import Tensor
 
 from kappaseg_core.cost import Cost, count
-from kappaseg_core.placement import Placement, place
-from kappaseg_core.ranking import OwnRanking, Ranking, top_kappa
-from stage1_multilabel.augment import EvalImages
-from stage1_multilabel.classifier import Classifier
+from kappaseg_core.placement import Placement
+from kappaseg_core.ranking import OwnRanking, Ranking
+from pipelines.evaluate import opened
+from stage1_multilabel.live import LiveClassifier
 from stage1_multilabel.rank import Ranker
-from stage1_multilabel.scoring import label_scores
 from stage2_segmentation.config import InferenceConfig
-from stage2_segmentation.evaluate import load_segmentation, open_test_scenes, segment_image
+from stage2_segmentation.evaluate import segment_image
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.train import source_for
 
 SAMPLE = 8  # images of the validation split
-
-
-@dataclass(frozen=True)
-class LiveClassifier:
-    """Image u8 [3, H, W] → the ranking of its κ best labels, in the way that a label cache is filled."""
-
-    model: Classifier
-    images: EvalImages
-    kappa: int
-    device: torch.device
-
-    @classmethod
-    def load(cls, run: Path, kappa: int, device: torch.device) -> LiveClassifier:
-        ranker = Ranker.of(run)
-        model = ranker.load(device)
-        images = EvalImages(ranker.config.augment.image_size, model.backbone.mean, model.backbone.std)
-        return cls(model, images, kappa, device)
-
-    def __call__(self, image: Tensor) -> Ranking:
-        with torch.inference_mode():
-            logits = self.model(self.images(image.numpy())[None].to(self.device))
-        return top_kappa(label_scores(logits).cpu(), self.kappa)
 
 
 @dataclass(frozen=True)
@@ -67,18 +43,14 @@ class Deployed:
     @classmethod
     def load(cls, run: Path, classifier: Path | None, rows: Sequence[int] | None = None) -> Deployed:
         """rows: of the images in the validation split; None = up to eight, spread evenly over it."""
-        model, config, names = load_segmentation(run)
-        here = place(config.loop)
-        scenes = open_test_scenes(config, names)
-        source = source_for(config, scenes, at_test=True)
-        rows = spread(len(scenes)) if rows is None else list(rows)
-        chosen = [scenes[row] for row in rows]
-        kappa = config.source.kept(len(names), at_test=True)
+        found = opened(run)
+        rows = spread(len(found.scenes)) if rows is None else list(rows)
+        chosen, device = [found.scenes[row] for row in rows], found.here.device
         return cls(
-            model.to(here.device).eval(), config.inference, here, rows,
+            found.model, found.config.inference, found.here, rows,
             [torch.from_numpy(scene.image) for scene in chosen],
-            [source([scene.image_id], torch.from_numpy(scene.mask).long()[None]) for scene in chosen],
-            None if classifier is None else LiveClassifier.load(classifier, kappa, here.device),
+            [found.source([scene.image_id], torch.from_numpy(scene.mask).long()[None]) for scene in chosen],
+            None if classifier is None else LiveClassifier.of(Ranker.of(classifier), found.kappa, device),
         )  # fmt: skip
 
     def use(self, index: int) -> tuple[float, float]:
@@ -88,7 +60,7 @@ class Deployed:
         """
         started = time.perf_counter()
         if self.classifier is not None:
-            self.classifier(self.images[index])
+            self.classifier(self.images[index].numpy())
         ranked = time.perf_counter()
         self.segment(index)
         return ranked - started, time.perf_counter() - ranked
@@ -102,7 +74,7 @@ class Deployed:
         classifier = self.classifier
         if classifier is None:
             return network, None
-        return network, count(classifier.model, lambda: classifier(self.images[index]))
+        return network, count(classifier.model, lambda: classifier(self.images[index].numpy()))
 
 
 def spread(images: int) -> list[int]:

@@ -25,19 +25,16 @@ from kappaseg_core.config import to_plain
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import new_folder, write_text
 from kappaseg_core.label_counts import label_counts
-from kappaseg_core.placement import Placement, place
 from kappaseg_core.ranking import presence
 from kappaseg_core.scenes import open_scenes
-from kappaseg_core.structures import SceneSet
 from pipelines.benchmark.presence import Presence, presence_quality
 from pipelines.benchmark.records import finite
 from pipelines.benchmark.tally import Tally, histogram
-from pipelines.evaluate import changed, refuse_other_rankings
+from pipelines.evaluate import Opened, opened
 from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.evaluate import load_segmentation, open_test_scenes, segmented_scenes
+from stage2_segmentation.evaluate import segmented_scenes
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.sources import Source, source_module
-from stage2_segmentation.train import source_for
+from stage2_segmentation.sources import source_module
 
 MEASUREMENT = "measurement.json"
 RANKS_SHOWN = 12
@@ -51,30 +48,24 @@ def measure_run(run: Path, folder: Path, *, settings: Sequence[tuple[str, str]] 
     in which `kappaseg evaluate` does.
     """
     started = time.perf_counter()
-    model, training, names = load_segmentation(run)
-    config = changed(training, settings)
-    here = place(config.loop)
-    scenes = open_test_scenes(config, names)
-    source = source_for(config, scenes, at_test=True)
-    if "source.cache" not in dict(settings):
-        refuse_other_rankings(run, training, config, source)
-    scores = Presence.of_run(model.to(here.device), config, len(names), here)
+    found = opened(run, settings)
+    scores = Presence.of_run(found.model, found.config, len(found.class_names), found.here)
     make_room(folder)
     with new_folder(folder) as made:
-        tally = passed(model, scenes, source, config, scores, here, maps=made / "gallery", shown=gallery)
+        tally = passed(found, scores, maps=made / "gallery", shown=gallery)
         record = {
-            **identity(run, training, config, settings, names),
-            "network": network(model, training),
+            **identity(run, found, settings),
+            "network": network(found.model, found.training),
             **tally.numbers(),
             "presence": scores.of,
             **presence_quality(tally.scores, tally.truth, scores.ranks),
-            **training_labels(config),
-            "rank_scale": rank_scale(model, training),
-            **examples(tally, scenes.image_ids, gallery),
+            **training_labels(found.config),
+            "rank_scale": rank_scale(found.model, found.training),
+            **examples(tally, found.scenes.image_ids, gallery),
             "seconds": round(time.perf_counter() - started, 2),
         }
         write_text(made / MEASUREMENT, json.dumps(finite(record), ensure_ascii=False) + "\n")
-        np.savez_compressed(made / "images.npz", allow_pickle=False, **tally.sparse(scenes.image_ids))
+        np.savez_compressed(made / "images.npz", allow_pickle=False, **tally.sparse(found.scenes.image_ids))
 
 
 def make_room(folder: Path) -> None:
@@ -86,14 +77,11 @@ def make_room(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def passed(
-    model: SegmentationModel, scenes: SceneSet, source: Source, config: Stage2Config, scores: Presence,
-    here: Placement, *, maps: Path, shown: int,
-) -> Tally:  # fmt: skip
+def passed(run: Opened, scores: Presence, *, maps: Path, shown: int) -> Tally:
     """The pass over the split; the label maps of the first images become pictures in `maps`."""
-    tally = Tally(len(scenes), len(scenes.class_names))
+    tally = Tally(len(run.scenes), len(run.class_names))
     maps.mkdir()
-    for index, scene, found in segmented_scenes(model, scenes, source, config.inference, here):
+    for index, scene, found in segmented_scenes(run.model, run.scenes, run.source, run.config.inference, run.here):
         mask = torch.from_numpy(scene.mask).long()
         present = presence(mask[None], tally.num_classes)[0]
         tally.add(
@@ -108,17 +96,16 @@ def map_name(index: int) -> str:
     return f"{index:03d}.png"
 
 
-def identity(
-    run: Path, training: Stage2Config, config: Stage2Config, settings: Sequence[tuple[str, str]], names: Sequence[str]
-) -> dict[str, Any]:
+def identity(run: Path, found: Opened, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What was measured, and how. kappa: None for a source that gives all labels it knows of."""
+    training, config = found.training, found.config
     all_ranks = source_module(config.source.at_test).ALL_RANKS
     return {
         "run": run.name, "fingerprint": run_fingerprint(run), "inputs": read_record(run)["inputs"],
         "settings": {name: text for name, text in settings if name not in ("source.cache", "data.root")},
         "split": config.data.val, "source": {"train": training.source.train, "test": config.source.at_test},
-        "kappa": None if all_ranks else config.source.kept(len(names), at_test=True),
-        "inference": to_plain(config.inference), "class_names": list(names),
+        "kappa": None if all_ranks else found.kappa,
+        "inference": to_plain(config.inference), "class_names": list(found.class_names),
     }  # fmt: skip
 
 

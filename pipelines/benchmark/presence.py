@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from kappaseg_core.metrics import CoverageSums, average_precision, mean_average_precision
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import complete_ranking, rank_lookup, top_kappa
 from kappaseg_core.structures import Scene
 from label_cache import LabelCache
-from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.evaluate import prepared
 from stage2_segmentation.inference import Segmented
 from stage2_segmentation.model import SegmentationModel
 
@@ -86,13 +85,10 @@ class Presence:
 
     def largest_shares(self, image: Tensor) -> Tensor:
         """The largest softmax share that each label gets in any cell of an image u8 [3, H, W], seen whole."""
-        side, backbone = self.config.inference.short_side, self.model.backbone
-        if side is not None:
-            image = F.resize(image, list(scaled_size((image.shape[-2], image.shape[-1]), side)), antialias=True)
-        image = F.normalize(F.to_dtype(image, torch.float32, scale=True), list(backbone.mean), list(backbone.std))
+        image = prepared(self.model, image, self.config.inference, self.here)
         everything = complete_ranking(1, self.num_classes, self.here.device)
         with torch.inference_mode(), self.here.autocast():
-            logits = self.model(image[None].to(self.here.device), everything)
+            logits = self.model(image[None], everything)
         return logits.float().softmax(1).amax((2, 3))[0].cpu()
 
 

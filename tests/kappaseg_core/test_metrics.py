@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from kappaseg_core.metrics import ConfusionSums, CoverageSums, label_pixels
+from kappaseg_core.metrics import ConfusionSums, CoverageSums, Curve, label_pixels
 from kappaseg_core.ranking import (
     IGNORE,
     Ranking,
@@ -70,6 +70,14 @@ def test_coverage_worked_by_hand() -> None:
     assert sums.class_coverage(1).nan_to_num(-1).tolist() == [1, 0, 0, 0, -1]
 
 
+def test_a_large_image_counts_more_only_among_pixels() -> None:
+    even, uneven = coverage(PIXELS, RANKING, 1), coverage(PIXELS * torch.tensor([[3], [1]]), RANKING, 1)
+    shares = [(6 / 10 + 0) / 2, (6 / 10 + 1 / 10) / 2, (1 + 3 / 10) / 2]
+    for sums in (even, uneven):
+        assert sums.curve("image_coverage")[:3].tolist() == pytest.approx(shares)
+    assert uneven.curve("pixel_coverage")[:3].tolist() == pytest.approx([18 / 40, 19 / 40, 33 / 40])
+
+
 def test_the_summary_holds_every_measure_at_every_kappa() -> None:
     sums = coverage(PIXELS, RANKING, 2, 3)
     values = sums.summary()
@@ -79,7 +87,7 @@ def test_the_summary_holds_every_measure_at_every_kappa() -> None:
     assert values["class_recall@2"] == pytest.approx((1 + 1 / 2 + 0 + 0) / 4)
     assert values["class_coverage@2"] == pytest.approx((1 + 1 / 5 + 0 + 0) / 4)
     assert values["kappa_99"] is None  # label 3 is in no ranking
-    assert len(values) == 2 * 5 + 1
+    assert len(values) == 2 * 6 + 1
 
 
 def test_the_smallest_kappa_that_covers_a_share_is_found() -> None:
@@ -92,7 +100,7 @@ def test_kappa_beyond_all_labels_is_all_labels() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]] * 2)
     sums = coverage(PIXELS, top_kappa(scores, K), K, 100)
     values = sums.summary()
-    for measure in ("recall", "image_recall", "pixel_coverage", "class_recall", "class_coverage"):
+    for measure in (*get_args(Curve), "class_recall", "class_coverage"):
         assert values[f"{measure}@{K}"] == values[f"{measure}@100"] == 1
 
 
@@ -113,7 +121,7 @@ def test_without_any_truth_there_is_no_coverage() -> None:
 def test_coverage_grows_with_kappa_up_to_everything(seed: int) -> None:
     _, target = random_maps(seed)
     sums = coverage(label_pixels(target, K), top_kappa(torch.rand(B, K), K), *range(1, K + 1))
-    for measure in ("recall", "image_recall", "pixel_coverage"):
+    for measure in get_args(Curve):
         curve = sums.curve(measure)
         assert (curve.diff() >= 0).all() and curve[-1] == pytest.approx(1.0)
     per_class = torch.stack([sums.class_coverage(kappa) for kappa in sums.kappas])

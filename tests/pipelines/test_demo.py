@@ -26,7 +26,7 @@ from stage2_segmentation.evaluate import Evaluation
 
 PLAIN = Evaluation(
     images=2, mIoU=0.30, mIoU_in_truth=0.31, pixel_accuracy=0.5, mean_class_accuracy=0.4, zero_iou_share=0.2,
-    pixel_coverage=1.0, class_coverage=1.0, mean_kappa=64.0, class_iou={}, absent=(),
+    pixel_coverage=1.0, image_coverage=1.0, class_coverage=1.0, mean_kappa=64.0, class_iou={}, absent=(),
 )  # fmt: skip
 ORACLE = replace(PLAIN, mIoU=0.7, mean_kappa=6.0)
 TOLD = replace(PLAIN, mIoU=0.55, mean_kappa=6.0)

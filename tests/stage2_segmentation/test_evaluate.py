@@ -147,7 +147,7 @@ def test_the_numbers_are_the_scalars_without_counts() -> None:
     found = measured(Tiny("ab", ([[0]], [[0]])), Fixed(i0=[0]))
     assert set(found.numbers()) == {
         "mIoU", "mIoU_in_truth", "pixel_accuracy", "mean_class_accuracy", "zero_iou_share", "pixel_coverage",
-        "class_coverage", "mean_kappa",
+        "image_coverage", "class_coverage", "mean_kappa",
     }  # fmt: skip
 
 

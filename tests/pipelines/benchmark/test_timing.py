@@ -78,7 +78,7 @@ def test_a_new_image_is_ranked_as_the_cache_has_it(runs: dict[str, Path], finish
     network = Deployed.load(runs["independent"], finished.out / "stage1")
     assert network.classifier is not None
     for image, stored in zip(network.images, network.rankings, strict=True):
-        live = network.classifier(image)
+        live = network.classifier(image.numpy())
         assert isinstance(stored, Ranking)
         assert torch.equal(live.labels, stored.labels)
         assert torch.allclose(live.scores, stored.scores, atol=1e-3)
