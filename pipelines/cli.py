@@ -98,6 +98,10 @@ def build_parser() -> Parser:
 
     report = verb(verbs, "report", run_report, "make the table and page of a benchmark again, from its records")
     report.add_argument("out", metavar="DIR", help="output folder of kappaseg benchmark")
+    report.add_argument(
+        "--beside", metavar="DIR", action="append", default=[], type=Path,
+        help="a benchmark of another vocabulary, for cost against its size; may be given several times",
+    )  # fmt: skip
 
     evaluate = verb(
         verbs, "evaluate", run_evaluate, "measure trained networks on the validation split",
@@ -256,7 +260,7 @@ def run_benchmark(arguments: argparse.Namespace, rest: list[str]) -> int:
 def run_report(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.benchmark.run import report
 
-    report(Path(arguments.out))
+    report(Path(arguments.out), arguments.beside)
 
 
 def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:

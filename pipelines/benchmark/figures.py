@@ -114,7 +114,7 @@ def cost_curves(several: Sequence[Results]) -> list[Curve]:
     if len({one["data"]["num_classes"] for one in ordered}) < 2:
         return []
     measures = {
-        "network_seconds": ("Training time of the network", "s", 1.0),
+        "train_cpu_seconds": ("Processor time of training", "s", 1.0),
         "peak_memory": ("Peak memory of training", "MiB", 1.0),
         "latency_p50_ms": ("Time for one image, p50", "ms", 1.0),
         "macs": ("MACs for one image", "G", 1e9),

@@ -80,6 +80,14 @@ def log_file(out: Path, name: str) -> Path:
     return out / "steps" / f"{name}.log"
 
 
+def log_bytes(out: Path, name: str) -> int:
+    """How much a step's processes have printed so far; 0 before the first."""
+    try:
+        return log_file(out, name).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def read_record(out: Path, name: str) -> Record | None:
     """The record of a finished step; None where there is none that can be read."""
     values = read_values(record_file(out, name))

@@ -18,8 +18,8 @@ from pipelines.benchmark.schedule import State, States, Status
 
 SHOW_SECONDS = 1.0  # between two looks at the logs
 MARKS: dict[Status, tuple[str, str]] = {
-    "waiting": ("·", "dim"), "running": ("▶", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim green"),
-    "failed": ("✗", "bold red"), "blocked": ("–", "yellow"),
+    "waiting": ("·", "dim"), "queued": ("◦", "cyan"), "running": ("▶", "bold cyan"), "done": ("✓", "green"),
+    "reused": ("✓", "dim green"), "failed": ("✗", "bold red"), "blocked": ("–", "yellow"),
 }  # fmt: skip
 #: a line of progress, as kappaseg_core.progress prints it: 120/400  3.2 step/s  512 MiB  90 s left
 PROGRESS = re.compile(r"(\d+)/(\d+)  (\S+ \w+/s)  .*?(\d+) s left")
@@ -52,6 +52,8 @@ class View:
         self.shown = now
         if self.live is None:
             for name in changed:
+                if states[name].status == "queued":
+                    continue
                 print(line(name, states[name]), file=sys.stderr, flush=True)
         elif changed or time.monotonic() >= self.next:
             self.next = time.monotonic() + SHOW_SECONDS

@@ -114,13 +114,16 @@ class Local:
         return [Ended(self.name, *child.outcome(status, self.out, self.name))]
 
 
-def report(out: Path) -> None:
-    """Make results.json, results.parquet and report.html of what is there, and print the table."""
+def report(out: Path, beside: Sequence[Path] = ()) -> None:
+    """Make results.json, results.parquet and report.html of what is there, and print the table.
+
+    beside: benchmarks of other vocabularies, whose cost the page shows beside that of this one.
+    """
     from pipelines.benchmark.page import write_page
     from pipelines.benchmark.results import write_results
 
     results = write_results(out)
-    page = write_page(out)
+    page = write_page(out, others=beside)
     columns = ("map", "recall", "coverage", "miou")
     rows = [
         [str(found["label"]), *(share(found.get(name)) for name in columns), number(found.get("params")),

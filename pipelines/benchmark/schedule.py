@@ -12,7 +12,9 @@ from pipelines.benchmark.plan import Plan, Step
 
 TICK_SECONDS = 0.25
 
-Status = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
+#: queued: handed to the runner, which has no process for it yet
+Status = Literal["waiting", "queued", "running", "done", "reused", "failed", "blocked"]
+STARTED: tuple[Status, ...] = ("queued", "running")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Runner(Protocol):
 
 @dataclass
 class State:
-    """How far a step is. reason: why it failed, or why it was started again.   began, took: seconds."""
+    """How far a step is. reason: why it failed, or why it was started again.
+
+    began: when its process did, or before that when it was handed over, on the monotonic clock.   took: seconds.
+    logged: bytes of its log when it was handed over, to which its process adds a line first of all.
+    """
 
     status: Status = "waiting"
     reason: str = ""
@@ -50,6 +56,7 @@ class State:
     mistake: bool = False
     began: float = 0.0
     took: float = 0.0
+    logged: int = 0
 
 
 States = dict[str, State]
@@ -74,8 +81,9 @@ class Scheduler:
     def run(self) -> States:
         while True:
             self.settle()
+            self.note_begun()
             self.show(self.states)
-            if not self.having("running"):
+            if not self.having(*STARTED):
                 return self.states
             for ended in self.runner.ended(TICK_SECONDS):
                 self.take(ended)
@@ -103,12 +111,20 @@ class Scheduler:
 
     def is_last(self) -> bool:
         """Whether nothing runs and nothing else can: the moment for a step that takes times."""
-        return not self.having("running") and all(s.is_alone for s in self.having("waiting") if self.is_ready(s))
+        return not self.having(*STARTED) and all(s.is_alone for s in self.having("waiting") if self.is_ready(s))
 
     def start(self, step: Step) -> None:
         state = self.states[step.id]
-        state.status, state.began, state.attempts = "running", time.monotonic(), state.attempts + 1
+        state.status, state.began, state.attempts = "queued", time.monotonic(), state.attempts + 1
+        state.logged = ledger.log_bytes(self.plan.out, step.id)
         self.runner.start(step)
+
+    def note_begun(self) -> None:
+        """Tell the steps that have a process by now from those that wait in the runner's queue."""
+        for step in self.having("queued"):
+            state = self.states[step.id]
+            if ledger.log_bytes(self.plan.out, step.id) > state.logged:
+                state.status, state.began = "running", time.monotonic()
 
     def take(self, ended: Ended) -> None:
         """Note how a step ended; a fault is tried again, a mistake is not."""

@@ -15,6 +15,7 @@ from kappaseg_core.errors import UserError
 from pipelines.benchmark import figures, tables
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.results import write_results
+from pipelines.cli import main
 from pipelines.results_doc import format_rows
 from tests.pipelines.benchmark.made_up import SHOWN, MadeUp, data_set, make_up
 from tests.pipelines.test_report import Page
@@ -163,7 +164,7 @@ def test_a_page_without_results_is_refused(tmp_path: Path) -> None:
 
 def sized(results: dict[str, Any], classes: int, seconds: float) -> dict[str, Any]:
     """The same results of a vocabulary of another size."""
-    schemes = {name: {**entry, "network_seconds": seconds} for name, entry in results["schemes"].items()}
+    schemes = {name: {**entry, "train_cpu_seconds": seconds} for name, entry in results["schemes"].items()}
     return {**results, "data": {**results["data"], "num_classes": classes}, "schemes": schemes}
 
 
@@ -181,9 +182,18 @@ def test_other_benchmarks_join_the_page(made: Path, results: dict[str, Any], tmp
     out, other = Path(shutil.copytree(made, tmp_path / "out")), tmp_path / "other"
     other.mkdir()
     (other / "results.json").write_text(json.dumps(sized(results, 150, 10.0)))
-    assert "Cost against the size of the vocabulary" in words_of(
-        Page(write_page(out, others=[other]).read_text("utf-8"))
-    )
+    sentence = "Cost against the size of the vocabulary"
+    assert main(["report", str(out)]) == 0
+    assert sentence not in words_of(Page((out / "report.html").read_text("utf-8")))
+    assert main(["report", str(out), "--beside", str(other)]) == 0
+    assert sentence in words_of(Page((out / "report.html").read_text("utf-8")))
+
+
+def test_a_benchmark_beside_it_that_is_none_is_named(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(shutil.copytree(made, tmp_path / "out")), "--beside", str(tmp_path / "no")]) == 2
+    assert "no/results.json cannot be read" in capsys.readouterr().err
 
 
 def test_bars_are_as_long_as_their_values(text: str) -> None:

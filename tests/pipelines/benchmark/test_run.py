@@ -222,6 +222,30 @@ def test_steps_run_side_by_side_but_times_are_taken_alone(bench: Bench, room: in
     assert (max(map(len, runner.beside.values())) > 0) == (room > 1)
 
 
+def test_a_step_is_queued_until_its_process_prints_and_its_time_counts_from_then(bench: Bench) -> None:
+    bench.write(schemes={"baseline": SCHEMES["baseline"]})
+    plan = bench.plan()
+    bench.prepare(plan)
+    first, seen = ids(plan)[0], list[str]()
+
+    class Queue(Noted):
+        """The first step's process begins before the second look, and ends with the third."""
+
+        looks = 0
+
+        def ended(self, wait_seconds: float) -> list[Ended]:
+            self.looks += 1
+            if self.looks == 1:
+                time.sleep(0.2)
+            if self.looks == 2:
+                ledger.log_file(plan.out, self.running[0]).write_text("== begun\n")
+            return super().ended(wait_seconds) if self.looks > 2 else []
+
+    states = run_steps(plan, Queue(plan, 1), lambda states: seen.append(states[first].status))
+    assert seen[:4] == ["queued", "queued", "running", "done"]
+    assert states[first].took < 0.2
+
+
 # One benchmark at a time in a folder
 
 
