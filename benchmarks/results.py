@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.benchmark.tables import results_tables
+from pipelines.benchmark.tables import cost_against_k, results_tables
 from pipelines.results_doc import (
     Cell,
     ResultTable,
     Section,
     format_percent,
     format_spread,
+    markdown_table,
     read_results,
     write_results,
 )
@@ -87,37 +88,89 @@ STUDIES = (
 )  # fmt: skip
 
 
-SIDE_BY_SIDE = {
-    "cocostuff171_mini": "COCO-Stuff, 171 classes, 184 + 50 photos: all schemes side by side",
-    "ccp59": "Clothing Co-Parsing, 59 classes, 800 + 204 photos: all schemes side by side",
-}
+@dataclass(frozen=True)
+class SideBySide:
+    """One `kappaseg benchmark`, whose results.json is benchmarks/results/NAME_benchmark.json once it has been run."""
+
+    name: str
+    config: str
+    """below configs/"""
+    title: str
+    about: str
+
+    @property
+    def file(self) -> Path:
+        return HERE / "results" / f"{self.name}_benchmark.json"
+
+    @property
+    def command(self) -> str:
+        folder = self.config.split("/")[0]
+        given = f" --data.root $DATA/{folder}" if folder != "synthetic" else ""
+        weights = " --backbone.weights $WEIGHTS" if given else ""
+        return f"kappaseg benchmark configs/{self.config}{given} --out $OUT{weights}"
+
+
+PHOTOS = "Networks on frozen MobileNetV2 features."
+UNSEEN = "Settings of the joint scheme were chosen on a fourth of the training photos of COCO-Stuff."
+SCENES = (
+    "4,000 training and 400 validation scenes of 64 pixels, made by the program; everything is trained from random "
+    "numbers. Classifier, κ = 50 and the settings of the networks are those of the study with 512 labels; those of the "
+    "joint scheme were chosen there on seed 0."
+)
+SIDE_BY_SIDE = (
+    SideBySide(
+        "cocostuff171_mini", "cocostuff171_mini/benchmark.yaml",
+        "COCO-Stuff, 171 classes, 184 + 50 photos: all schemes side by side", f"{PHOTOS} {UNSEEN}",
+    ),
+    SideBySide(
+        "ccp59", "ccp59/benchmark.yaml",
+        "Clothing Co-Parsing, 59 classes, 800 + 204 photos: all schemes side by side", f"{PHOTOS} {UNSEEN}",
+    ),
+    SideBySide("synthetic150", "synthetic/benchmark_150.yaml", "Synthetic scenes, 150 labels: all schemes", SCENES),
+    SideBySide("synthetic600", "synthetic/benchmark_600.yaml", "Synthetic scenes, 600 labels: all schemes", SCENES),
+    SideBySide("synthetic2000", "synthetic/benchmark_2000.yaml", "Synthetic scenes, 2,000 labels: all schemes", SCENES),
+    SideBySide(
+        "cocostuff171_mini_ranking", "cocostuff171_mini/benchmark_ranking.yaml",
+        "COCO-Stuff: rankings of other strength, missed labels, folds", PHOTOS,
+    ),
+    SideBySide(
+        "cocostuff171_mini_joint", "cocostuff171_mini/benchmark_joint.yaml",
+        "COCO-Stuff: label branches, losses and missed labels of the joint scheme", f"{PHOTOS} {UNSEEN}",
+    ),
+)  # fmt: skip
 
 
 def main() -> None:
-    benchmarks = (side_by_side(name, title) for name, title in SIDE_BY_SIDE.items() if benchmark_file(name).exists())
-    studies = (part for study in STUDIES for part in sections(study))
-    write_results(DOCUMENT, [introduction(), *benchmarks, *studies, label_heads(), kills()])
+    benchmarks = [study for study in SIDE_BY_SIDE if study.file.exists()]
+    chains = (part for study in STUDIES for part in sections(study))
+    sizes = cost_over_sizes([study for study in benchmarks if study.config.startswith("synthetic")])
+    write_results(DOCUMENT, [introduction(), *map(side_by_side, benchmarks), *sizes, *chains, label_heads(), kills()])
 
 
-def benchmark_file(name: str) -> Path:
-    """results.json of `kappaseg benchmark configs/NAME/benchmark.yaml`."""
-    return HERE / "results" / f"{name}_benchmark.json"
-
-
-def side_by_side(name: str, title: str) -> Section:
+def side_by_side(study: SideBySide) -> Section:
     """What `kappaseg benchmark` found, with its verdicts."""
-    results, file = read_results(benchmark_file(name)), f"benchmarks/results/{benchmark_file(name).name}"
+    results = read_results(study.file)
     steps = sorted({e["network"]["steps"] for e in results["schemes"].values() if e["network"] and not e["of"]})
-    about = (
-        f"Networks on frozen MobileNetV2 features, {' or '.join(map(str, steps))} steps each. Two steps ran at a time "
-        "on two cores, other work beside them; the networks were timed alone, taking turns. Settings of the schemes "
-        "were chosen on a fourth of the training photos."
+    how = (
+        f"{study.about} A network is trained for {' or '.join(f'{count:,}' for count in steps)} steps. Two steps of "
+        "the benchmark ran at a time on two cores, with other work beside them, so processor time tells more than "
+        "seconds; the networks were timed alone, taking turns."
     )
-    command = (
-        f"kappaseg benchmark configs/{name}/benchmark.yaml --data.root $DATA/{name} --out $OUT "
-        "--backbone.weights $WEIGHTS"
-    )
-    return Section(title, (about, results_tables(results), f"```sh\n{command}\n```", f"Read from `{file}`."))
+    source = f"benchmarks/results/{study.file.name}"
+    return Section(study.title, (how, results_tables(results), f"```sh\n{study.command}\n```", read_from(source)))
+
+
+def cost_over_sizes(studies: Sequence[SideBySide]) -> Iterator[Section]:
+    """The same schemes over vocabularies of different sizes, once two have been run."""
+    table = cost_against_k([read_results(study.file) for study in studies])
+    if table is not None:
+        sources = [f"benchmarks/results/{study.file.name}" for study in studies]
+        text = f"{markdown_table(table.columns, table.rows)}\n\n{table.note}"
+        yield Section("Synthetic scenes: cost against the size of the vocabulary", (text, read_from(*sources)))
+
+
+def read_from(*files: str) -> str:
+    return f"Read from {', '.join(f'`{file}`' for file in files)}."
 
 
 def introduction() -> Section:
@@ -126,16 +179,18 @@ def introduction() -> Section:
     return Section(
         "How to read this",
         (
-            "Every figure is read from the files in `benchmarks/results/`, which `python benchmarks/experiments.py "
-            "NAME --data $DATA --weights $WEIGHTS` and `python benchmarks/kill.py` wrote with the commands shown; "
-            "`python benchmarks/results.py` makes this page of them. "
+            "Every figure is read from the files in `benchmarks/results/`, which the commands shown wrote: `kappaseg "
+            "benchmark` its results.json, `python benchmarks/experiments.py NAME --data $DATA --weights $WEIGHTS` what "
+            "single chains of commands left behind, and the programs beside it theirs. `python benchmarks/results.py` "
+            "makes this page of them. "
             f"Machine: {'; '.join(text)}. The machine had other work beside; seconds are processor time.",
             "Shares are in %. *Pixel coverage@κ* is the share of pixels whose label is among the κ best ranked, *class "
             "coverage@κ* its mean over classes; pixel accuracy and mIoU cannot be higher than these. The *prior* ranks "
             "by frequency in the training images, the same for every image. ± is the sample standard deviation over "
             "seeds; rows without it are one run.",
             "Networks are small and trained for minutes: compare rows of a table with each other, and nothing else. "
-            "Settings were chosen on the same validation images (there is no third split).",
+            "Where a study does not say otherwise, settings were chosen on the same validation images (there is no "
+            "third split).",
         ),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,21 +170,3 @@ def read_results(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"result file {path} holds a {type(values).__name__}, wanted named values")
     return values
-
-
-def value_at(results: Mapping[str, Any], dotted: str) -> Any:
-    """One value by its dotted path, for example metrics.miou; list items by number. Raises UserError."""
-    value: Any = results
-    for seen, key in enumerate(dotted.split(".")):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, TypeError, ValueError):
-            there = ", ".join(value) if isinstance(value, Mapping) else f"a {type(value).__name__}"
-            where = ".".join(dotted.split(".")[:seen]) or "the results"
-            raise UserError(f"no value {dotted} in the results: {where} has {there}") from None
-    return value
-
-
-def rows_from(results: Mapping[str, Mapping[str, Any]], paths: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
-    """One table row per named result: its name, then the values at these dotted paths. Raises UserError."""
-    return tuple((name, *(value_at(values, path) for path in paths)) for name, values in results.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -24,8 +23,6 @@ from pipelines.results_doc import (
     format_spread,
     markdown_table,
     read_results,
-    rows_from,
-    value_at,
     write_results,
 )
 
@@ -101,18 +98,6 @@ def test_the_document_names_the_command_and_file_of_every_table(tmp_path: Path) 
     order = ["# Numbers", "## Real photos", "Some words.", "| one", "A note.", "```sh\nkappaseg evaluate out\n```",
              "Read from `out/evaluation.json`."]  # fmt: skip
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
-
-
-def test_rows_are_read_out_of_results_by_dotted_path(tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text(json.dumps({"metrics": {"miou": 0.5}, "seeds": [3, 4]}))
-    results = {"one": read_results(tmp_path / "one.json")}
-    assert rows_from(results, ["metrics.miou", "seeds.1"]) == (("one", 0.5, 4),)
-
-
-@pytest.mark.parametrize("path", ["metrics.mAP", "seeds.2", "metrics.miou.x"])
-def test_a_value_that_is_not_there_is_an_error_and_not_a_gap(path: str) -> None:
-    with pytest.raises(UserError, match=f"no value {path} in the results"):
-        value_at({"metrics": {"miou": 0.5}, "seeds": [3, 4]}, path)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
