@@ -55,15 +55,18 @@ class Backbone(nn.Module):
             return self.maps(images)
 
     def maps(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        features: Tensor = self.network(self.padded(images))
-        return features[..., : -(-height // self.stride), : -(-width // self.stride)]
+        return self.of_images(self.network(self.padded(images)), images)
 
     def padded(self, images: Tensor) -> Tensor:
         """Zeros at the right and at the bottom, up to multiples of `unit`."""
         height, width = images.shape[-2:]
         below, right = -height % self.unit, -width % self.unit
         return F.pad(images, (0, right, 0, below)) if below or right else images
+
+    def of_images(self, features: Tensor, images: Tensor) -> Tensor:
+        """A map of padded images without the cells that hold nothing but padding."""
+        height, width = images.shape[-2:]
+        return features[..., : -(-height // self.stride), : -(-width // self.stride)]
 
     @property
     def takes_tokens(self) -> bool:
@@ -72,10 +75,9 @@ class Backbone(nn.Module):
 
     def with_tokens(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The map, and what became of tokens [N, D] that joined the network before its last block: [B, N, D]."""
-        height, width = images.shape[-2:]
         network: Any = self.network
         features, found = network.with_tokens(self.padded(images), tokens)
-        return features[..., : -(-height // self.stride), : -(-width // self.stride)], found
+        return self.of_images(features, images), found
 
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone stays in evaluation mode, whatever is asked of the model around it."""

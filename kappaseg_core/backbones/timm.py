@@ -59,8 +59,7 @@ class TimmNetwork(nn.Module):
             return last
         features: Tensor = model.forward_features(images)
         if features.ndim == 3:
-            cells = features[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
-            return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride))
+            return self.as_map(features, images)
         return features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features
 
     @property
@@ -79,8 +78,12 @@ class TimmNetwork(nn.Module):
             seen = block(seen)
         together = torch.cat([seen, tokens.to(seen.dtype).expand(len(seen), -1, -1)], dim=1)
         seen, found = model.norm(model.blocks[-1](together)).split([seen.shape[1], len(tokens)], dim=1)
-        cells = seen[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)
-        return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride)), found
+        return self.as_map(seen, images), found
+
+    def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Tokens [B, prefix + h·w, D] of images → [B, D, h, w]."""
+        cells = tokens[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
+        return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride))
 
 
 def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwork:

@@ -22,13 +22,13 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, ffn, dropout)
 
     def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens), attend)
-        out: Tensor = tokens + self.mlp(self.norm2(tokens))
-        return out
+        return self.completed(tokens + self.attn(self.norm1(tokens), attend))
 
     def refine(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Tokens [B, N, D] that attend to the tokens seen [B, T, D] alone, by the same weights: linear in N."""
-        tokens = tokens + self.attn.across(self.norm1(tokens), self.norm1(seen))
+        return self.completed(tokens + self.attn.across(self.norm1(tokens), self.norm1(seen)))
+
+    def completed(self, tokens: Tensor) -> Tensor:
         out: Tensor = tokens + self.mlp(self.norm2(tokens))
         return out
 
