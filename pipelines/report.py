@@ -101,6 +101,9 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the page, whole or not at all. Raises UserError where it cannot be written."""
     page = template("report.html").render(
+        title=report.title,
+        intro=report.intro,
+        footer=report.footer,
         report=report,
         examples=[example_view(example, report.class_names) for example in report.examples],
         curves=[Markup(curve_svg(curve)) for curve in report.curves],
