@@ -251,8 +251,7 @@ def run_benchmark(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     settings = split_settings(rest)
     if arguments.submit:
-        job = submit(arguments.submit, arguments.config, settings)
-        print(f"job {job}; follow it with: ray job logs --follow --address {arguments.submit} {job}")
+        print(submit(arguments.submit, arguments.config, settings))
         return 0
     return benchmark(arguments.config, settings, local=arguments.local, address=arguments.address)
 

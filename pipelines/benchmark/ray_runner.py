@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from kappaseg_core.errors import UserError
@@ -78,17 +79,26 @@ def why_lost(error: Exception) -> str:
 
 
 def submit_job(address: str, command: str) -> str:
-    """Hand a shell line to the job server of a cluster; gives the job's id. Raises UserError where that fails."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # servers ask for a token by default, clients send none by default
-    scale.import_ray()
-    try:
-        from ray.job_submission import JobSubmissionClient
+    """Hand a shell line to the job server of a cluster; gives the job's id.
 
-        job: str = JobSubmissionClient(address).submit_job(entrypoint=command)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    Job servers ask for a token by default, clients send none by default, not even the one that they are given.
+    Raises UserError where it fails.
+    """
+    if has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    ray = scale.import_ray("ray.job_submission")
+    try:
+        job = ray.job_submission.JobSubmissionClient(address).submit_job(entrypoint=command)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot submit to {address} ({reason}); give the job server, for example http://HEAD:8265, and where it "
             "asks for a token set RAY_AUTH_TOKEN"
         ) from None
-    return job
+    return str(job)
+
+
+def has_token() -> bool:
+    """Whether a cluster's token is where Ray looks for one."""
+    given = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    return bool(given) or (Path.home() / ".ray" / "auth_token").exists()

@@ -156,7 +156,7 @@ def failed(plan: Plan, states: States) -> int:
 
 
 def submit(address: str, path: str | Path, settings: Sequence[tuple[str, str]]) -> str:
-    """Have the cluster at `address` (of its job server) run the same command there; gives the job's id.
+    """Have the cluster at `address` (of its job server) run the same command there; gives how to follow it.
 
     Raises UserError for a mistake in the settings, without Ray, or where nobody answers.
     """
@@ -165,7 +165,9 @@ def submit(address: str, path: str | Path, settings: Sequence[tuple[str, str]]) 
     command = job_command(path, settings, config)
     from pipelines.benchmark.ray_runner import submit_job
 
-    return submit_job(address, command)
+    job = submit_job(address, command)
+    mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+    return f"job {job}; follow it with: {mode}ray job logs --follow --address {address} {job}"
 
 
 def job_command(path: str | Path, settings: Sequence[tuple[str, str]], config: BenchmarkConfig) -> str:

@@ -333,10 +333,14 @@ def test_a_job_gets_the_same_settings_with_paths_that_hold_everywhere(
     )
 
 
+@pytest.mark.parametrize(("mode", "prefix"), [("token", "RAY_AUTH_MODE=token "), ("disabled", ""), (None, "")])
 def test_a_submitted_benchmark_is_a_job_that_can_be_followed(
-    two: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str | None, prefix: str
 ) -> None:
     sent: list[str] = []
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
 
     def submit_job(address: str, command: str) -> str:
         sent.append(f"{address} {command}")
@@ -345,7 +349,7 @@ def test_a_submitted_benchmark_is_a_job_that_can_be_followed(
     monkeypatch.setattr("pipelines.benchmark.ray_runner.submit_job", submit_job)
     assert main(["benchmark", str(two.file), "--submit", "http://head:8265", "--only", "baseline"]) == 0
     assert capsys.readouterr().out == (
-        "job raysubmit_1; follow it with: ray job logs --follow --address http://head:8265 raysubmit_1\n"
+        f"job raysubmit_1; follow it with: {prefix}ray job logs --follow --address http://head:8265 raysubmit_1\n"
     )
     wanted = f"kappaseg benchmark {two.file} --only baseline --out {two.out} --ray.address auto"
     assert sent == [f"http://head:8265 {wanted}"]
