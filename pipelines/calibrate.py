@@ -57,18 +57,29 @@ def calibrated_source(
     """The test source of a run with κ per image, and the images to judge it on.
 
     split: where the images to calibrate on come from. None = half of `scenes`, drawn by image id; the other half is
-    then what it is judged on. The source gives all the ranks that it has.
+    then what it is judged on. The source gives all the ranks that it has. Raises UserError for a split with images that
+    the network was trained on or is judged on.
     """
-    if split is not None and split == config.data.train:
-        raise UserError(f"--calibration {split} is the training split, whose images the ranking knows; use another one")
     known: SceneSet
     known, test = apart(scenes) if split is None else (open_scenes(config.data, split), scenes)
+    if split is not None:
+        refuse_seen(known, test, open_scenes(config.data, config.data.train))
     everything = replace(config, source=replace(config.source, test_kappa=all_ranks(config, len(scenes.class_names))))
     whole = source_for(everything, scenes, at_test=True)
     source = whole if split is None else source_for(everything, known, at_test=True)
     rankings = rankings_of(model, known, source, config, here)
     pixels = torch.from_numpy(label_counts(known)).long()
     return Calibrated(whole, calibrate(rankings, pixels, alpha=alpha), whole.fingerprint), test
+
+
+def refuse_seen(known: SceneSet, test: SceneSet, train: SceneSet) -> None:
+    """Raise UserError where images to calibrate on are trained on, or judged on."""
+    for other, what in ((train, "training images, which the ranking knows"), (test, "the images it is judged on")):
+        if shared := set(known.image_ids) & set(other.image_ids):
+            raise UserError(
+                f"--calibration {known.split}: {len(shared)} of its {len(known)} images are among {what}, for example "
+                f"{min(shared)}; use images of neither split"
+            )
 
 
 def apart(scenes: SceneSet) -> tuple[SceneSet, SceneSet]:

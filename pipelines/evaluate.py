@@ -27,7 +27,7 @@ from stage2_segmentation.evaluate import (
     open_test_scenes,
 )
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.sources import Source
+from stage2_segmentation.sources import Source, source_module
 from stage2_segmentation.train import source_for
 
 #: settings that an evaluation may change; the others are part of the trained network
@@ -144,9 +144,16 @@ def evaluate_run(
         **chosen,
         **asdict(result),
     }
-    name = evaluation_name(config, training, f"kappa{found.kappa}" if alpha is None else f"alpha{alpha:g}")
+    name = evaluation_name(config, training, choice(found, alpha, calibration))
     write_text(run / name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def choice(found: Opened, alpha: float | None, calibration: str | None) -> str:
+    """How many labels an image keeps, in a word for a file name; empty where its source gives all that it knows of."""
+    if alpha is not None:
+        return f"alpha{alpha:g}" + (f"-on-{calibration}" if calibration else "")
+    return "" if source_module(found.config.source.at_test).ALL_RANKS else f"kappa{found.kappa}"
 
 
 def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Config, source: Source) -> None:

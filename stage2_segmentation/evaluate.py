@@ -166,14 +166,12 @@ def plan_of(inference: InferenceConfig) -> InferencePlan:
     return InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
 
 
-def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str) -> str:
+def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str = "") -> str:
     """File name of an evaluation: what differs from the run's own settings is part of it.
 
-    chosen: how many labels, for a source that may give fewer than it has.
+    chosen: how labels are chosen for each image; empty = all that the source knows of.
     """
-    words = [config.source.at_test]
-    if config.source.at_test in ("cache", "joint"):
-        words.append(chosen)
+    words = [config.source.at_test, *([chosen] if chosen else [])]
     if config.source.at_test == "cache" and config.source.cache != training.source.cache:
         words.append(f"from-{Path(str(config.source.cache)).name}")
     inference: dict[str, Any] = asdict(config.inference)

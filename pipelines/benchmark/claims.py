@@ -50,7 +50,7 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
         ("the label loss alone helps (MT)", "MT", "baseline"),
         ("selecting labels helps on top (MT + LS)", "MT+LS", "MT"),
         ("a temperature per rank helps on top (MT + LS + RA)", "MT+LS+RA", "MT+LS"),
-        ("all three together help (MT + LS + RA)", "MT+LS+RA", "MT"),
+        ("selection and a temperature per rank help on top of MT", "MT+LS+RA", "MT"),
         ("the independent scheme beats the baseline", "independent", "baseline"),
         ("the joint scheme beats the baseline", "joint", "baseline"),
         ("the joint scheme is at least as good as the independent one", "joint", "independent"),
@@ -63,7 +63,8 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
             yield claim, role[better], role[worse]
         else:
             absent = ", ".join(name for name in (better, worse) if name not in role)
-            records.lacks(f"claim “{claim}”: no scheme that is {absent}")
+            why = f"no scheme that is {absent}" if absent else f"{better} and {worse} are one scheme"
+            records.lacks(f"claim “{claim}”: {why}")
     by_ranker = rankers(records)
     if len(by_ranker) > 1:
         (weak, _), (strong, _) = by_ranker[0], by_ranker[-1]
@@ -75,9 +76,9 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
 def roles(records: Records) -> dict[str, str]:
     """What a scheme is in the paper's terms → the first scheme of the plan that is it.
 
-    Read from what the measured networks are made of, not from their names. MT is of the label head of the joint scheme,
-    MT + LS too; MT + LS + RA differs from MT + LS in nothing but the rank scale, and is the joint scheme itself where
-    there is no MT + LS.
+    Read from what the measured networks are made of, not from their names. The baseline is a plain network, also where
+    the benchmark compares with another scheme. MT is of the label head of the joint scheme, MT + LS too; MT + LS + RA
+    differs from MT + LS in nothing but the rank scale, and is the joint scheme itself where there is no MT + LS.
     """
     found = {name: facts(records, name) for name in records.schemes if records.of(name)}
     role: dict[str, str] = {}
@@ -90,8 +91,13 @@ def roles(records: Records) -> dict[str, str]:
     def trained(what: Value, source: str) -> bool:
         return what["of"] is None and what["train"] == what["test"] == source
 
-    if records.baseline in found:
+    def plain(what: Value) -> bool:
+        return trained(what, "complete") and what["labels"] == "none"
+
+    if records.baseline in found and plain(found[records.baseline]):
         role["baseline"] = records.baseline
+    else:
+        first("baseline", plain)
     first("independent", lambda what: trained(what, "cache"))
     first("joint", lambda what: trained(what, "joint") and what["rank_scale"] not in SHARED)
     first("oracle", lambda what: trained(what, "oracle"))
@@ -125,7 +131,7 @@ def rankers(records: Records) -> list[tuple[str, float]]:
         measured = records.of(name)
         if not measured or scheme.get("ranker") is None or scheme.get("of") is not None:
             continue
-        kind = {**measured[0].values["network"], "folds": scheme.get("folds"), "kappa": measured[0].values["kappa"]}
+        kind = {**facts(records, name), "folds": scheme.get("folds")}
         first = first or kind
         if kind == first and scheme["ranker"] not in found:
             precision = [m.values["mAP_raw"] for m in measured if m.values["mAP_raw"] is not None]

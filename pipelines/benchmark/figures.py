@@ -70,7 +70,7 @@ def kappa_curve(results: Results) -> Curve | None:
     """mIoU over κ at test (Table 4, He et al. 2022)."""
     points = {entry["label"]: kappa_points(entry, "miou") for entry in results["schemes"].values()}
     series = first_ones({label: found for label, found in points.items() if len(found[0]) > 1})
-    title = "κ at test, not as trained (the paper's Table 4)"
+    title = "mIoU over κ at test (the paper's Table 4)"
     return Curve(title, "κ at test", "mIoU, %", series, x_scale="log") if series else None
 
 

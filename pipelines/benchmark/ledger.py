@@ -23,6 +23,7 @@ from typing import Any
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import file_sha256, write_text
+from pipelines.benchmark.inputs import commit
 from pipelines.benchmark.plan import Plan, Step
 
 #: kind → files that a step is to leave in its folder
@@ -40,7 +41,7 @@ class Record:
     """A finished step. inputs: id → digest of what it stands on.   digest: sha256 over its files.
 
     seconds, cpu_seconds, peak_memory_mib: of its last start.   attempts: how often it was started.
-    files: what it made, below OUT.
+    files: what it made, below OUT.   commit: of the source tree that did it; empty in records of before it was noted.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Record:
     finished: str
     host: str
     files: tuple[str, ...]
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def finish(
     made = product(out, step) if files is None else files
     record = Record(
         id=step.id, kind=step.kind, fingerprint=step.fingerprint, inputs=begun.inputs, digest=digest(out, made),
-        attempts=begun.attempts, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), host=begun.host, files=made, **spent,
+        attempts=begun.attempts, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), host=begun.host, files=made,
+        commit=commit(), **spent,
     )  # fmt: skip
     write_text(record_file(out, step.id), json.dumps(asdict(record), indent=1) + "\n")
     begun_file(out, step.id).unlink(missing_ok=True)

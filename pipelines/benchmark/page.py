@@ -46,7 +46,7 @@ def write_page(out: Path, *, others: Sequence[Path] = ()) -> Path:
         runs=run_table(results),
         settings=yaml.safe_dump(records.plan.get("config", {}), sort_keys=False, allow_unicode=True),
         missing=[*results["missing"], *(line for line in records.missing if line not in results["missing"])],
-        footer=f"kappaseg {results['version'] or ''}, commit {results['commit']}".replace(" ,", ","),
+        footer=f"kappaseg {results['version'] or ''}, commit {', '.join(results['commits'])}".replace(" ,", ","),
     )
     path = out / "report.html"
     write_text(path, page)
@@ -78,6 +78,7 @@ def findings(results: Results) -> Iterator[str]:
         yield (
             f"Claims of the paper that these schemes can be held against: {len(claims)}. Of these hold {count[HOLDS]}, "
             f"do not hold {count[FAILS]}, and are not decided by these runs {count[OPEN]}."
+            + (f" {alone} of them rest on one seed." if (alone := sum(len(c["seeds"]) == 1 for c in claims)) else "")
         )
     roles = results["roles"]
     for better, worse in MAIN:

@@ -25,6 +25,8 @@ from stage2_segmentation.model import SegmentationModel
 #: κ of the curves, as far as there are as many scored labels
 CURVE_KAPPAS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 64, 75, 100, 150, 200, 256)
 BINS = 10
+#: labels of an image whose scores are held against the truth: as many as a cache stores, so that schemes compare
+CALIBRATED = 256
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ def presence_quality(scores: Tensor, pixels: Tensor, ranks: int) -> dict[str, An
     found = sums.summary()
     measures = ("recall", "pixel_coverage", "class_recall", "class_coverage")
     curves = {measure: [found[f"{measure}@{kappa}"] for kappa in kappas] for measure in measures}
-    return {**numbers, "curves": {"kappa": kappas, **curves}, "calibration": calibration(scores, pixels > 0, ranks)}
+    return {
+        **numbers,
+        "curves": {"kappa": kappas, **curves},
+        "calibration": calibration(scores, pixels > 0, min(ranks, CALIBRATED)),
+    }
 
 
 def calibration(scores: Tensor, present: Tensor, ranks: int) -> dict[str, Any]:

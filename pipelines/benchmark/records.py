@@ -118,6 +118,10 @@ class Records:
         self.lacks("cost: parameters, MACs, speed and latency are not measured")
         return {}
 
+    def commit(self, step: Step) -> str:
+        """The source tree that did a step; that of the plan where its record does not say."""
+        return str((step.record or {}).get("commit") or self.plan["commit"])
+
     def lacks(self, what: str) -> None:
         """Name something that is not there, once."""
         if what not in self.missing:

@@ -20,7 +20,7 @@ from kappaseg_core.files import write_text
 from pipelines.benchmark.claims import claims, roles
 from pipelines.benchmark.compare import Comparison
 from pipelines.benchmark.intervals import t_interval
-from pipelines.benchmark.records import Records, Value, finite, read_records
+from pipelines.benchmark.records import Measured, Records, Value, finite, read_records
 from pipelines.benchmark.rows import GROUPS, MEASURES, Rows, frequency_groups, gathered
 
 #: measures of a scheme at another κ
@@ -53,11 +53,16 @@ def summarised(records: Records, rows: Rows) -> Value:
     comparison, plan = Comparison(records), records.plan
     schemes = {name: scheme_entry(records, rows, comparison, name) for name in records.schemes}
     return {
-        "name": plan["name"], "commit": plan["commit"], "version": plan.get("version"), "machine": plan["machine"],
+        "name": plan["name"], "commits": commits(records), "version": plan.get("version"), "machine": plan["machine"],
         "baseline": records.baseline, "data": data_entry(records), "schemes": schemes, "roles": roles(records),
         "claims": claims(records, comparison), "classes": class_entry(records), "runs": run_entries(records),
         "missing": records.missing,
     }  # fmt: skip
+
+
+def commits(records: Records) -> list[str]:
+    """The source trees that did the steps, in the order in which they first appear."""
+    return list(dict.fromkeys(records.commit(step) for step in records.steps.values() if step.record))
 
 
 def scheme_entry(records: Records, rows: Rows, comparison: Comparison, name: str) -> Value:
@@ -78,7 +83,15 @@ def scheme_entry(records: Records, rows: Rows, comparison: Comparison, name: str
                      mean_of(m, list(rows.by_seed(name, m, kappa).values())).items()}
         for kappa in sorted({k for scheme, k, _ in rows.found if scheme == name and k is not None})
     }  # fmt: skip
+    entry["class_iou_gain"] = class_gains(measured, records.of(records.baseline)) if difference else None
     return entry | parts_of(measured)
+
+
+def class_gains(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float | None]:
+    """IoU of each label minus the other scheme's, mean over the seeds that both have."""
+    base = {found.seed: found.values["classes"]["iou"] for found in theirs}
+    pairs = [(found.values["classes"]["iou"], base[found.seed]) for found in ours if found.seed in base]
+    return column_means([[None if None in (a, b) else a - b for a, b in zip(*pair, strict=True)] for pair in pairs])
 
 
 def measures_of(rows: Rows, scheme: str) -> list[str]:

@@ -74,10 +74,9 @@ class Rows:
 
 def gathered(records: Records) -> Rows:
     """Every number that the benchmark's files hold, as rows."""
-    commit = str(records.plan["commit"])
     rows = [
         Row(step.scheme or scheme, step.seed, step.kappa, split, measure, float(value), step.id, run, step.fingerprint,
-            commit)
+            records.commit(step))
         for scheme, step, split, run, numbers in sources(records)
         for measure, value in numbers.items()
         if value is not None
@@ -96,7 +95,10 @@ def sources(records: Records) -> Iterator[tuple[str, Step, str, str, Mapping[str
     step = next((step for step in records.steps.values() if step.kind == "cost"), None)
     for scheme, values in cost.get("schemes", {}).items():
         assert step is not None
-        yield scheme, step, "val", step.folder, deployed_cost(values)
+        numbers = deployed_cost(values)
+        if cost.get("baseline") != records.baseline:  # timed against another scheme
+            numbers = {name: value for name, value in numbers.items() if not name.endswith("latency_ratio")}
+        yield scheme, step, "val", step.folder, numbers
 
 
 def deployed_cost(values: Value) -> dict[str, float | None]:
@@ -142,11 +144,13 @@ def training_cost(records: Records, found: Measured) -> dict[str, float | None]:
     train_seconds: of all of them; peak_memory: MiB, the largest of any of them. Seconds are those of the training runs
     (all their starts); of rankings and of features those of the step, and ranking with folds trains a classifier for
     each fold. Features of a frozen backbone count in full for each scheme that was trained on them.
-    train_cpu_seconds: the same in processor time, which what else the machine does changes less; None where a step was
-    started more than once, as only its last start is known.
+    train_cpu_seconds: the same in processor time, which what else the machine does changes less. Both are None where
+    only the last start of a step is known, and it was started more than once.
+    params: of the network and of the classifier that ranks at test.
     """
     numbers: dict[str, float] = {}
     cpu: list[float | None] = []
+    is_known, ranker = True, records.schemes[found.scheme].get("ranker")
     for step in made_of(records, found.step):
         record = step.record if step.kind in ("rank", "features") else records.summary(step)
         if record is None:
@@ -155,13 +159,14 @@ def training_cost(records: Records, found: Measured) -> dict[str, float | None]:
         name = PARTS[step.kind]
         numbers[f"{name}_seconds"] = numbers.get(f"{name}_seconds", 0.0) + record["seconds"]
         numbers[f"{name}_peak_memory"] = max(numbers.get(f"{name}_peak_memory", 0.0), record["peak_memory_mib"])
-        if "parameters" in record:
+        if "parameters" in record and step.ranker in (None, ranker):
             numbers[f"{name}_params"] = record["parameters"]
         assert step.record is not None
         cpu.append(step.record["cpu_seconds"] if step.record["attempts"] == 1 else None)
-    totals = {
+        is_known &= step.record["attempts"] == 1 or record is not step.record
+    totals: dict[str, float | None] = {
         "params": sum(value for name, value in numbers.items() if name.endswith("_params")),
-        "train_seconds": sum(value for name, value in numbers.items() if name.endswith("_seconds")),
+        "train_seconds": sum(v for k, v in numbers.items() if k.endswith("_seconds")) if is_known else None,
         "peak_memory": max((value for name, value in numbers.items() if name.endswith("_peak_memory")), default=0.0),
         "train_cpu_seconds": None if None in cpu else sum(seconds or 0.0 for seconds in cpu),
     }

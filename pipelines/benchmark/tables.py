@@ -23,10 +23,12 @@ def accuracy_table(results: Results) -> Table | None:
     baseline = results["schemes"].get(results["baseline"], {}).get("label", results["baseline"])
     seeds = [len(entry["seeds"]) for entry in results["schemes"].values() if entry["seeds"]]
     found = {
+        "seeds": seeds_where_they_differ(results),
         "mIoU": share("miou"),
         "95 % over seeds": interval("miou_interval"),
         "to baseline": lambda entry: points(entry["miou_difference"]),
         "95 % over images": over_images,
+        "mIoU in truth": share("miou_in_truth"),
         "mAP": share("map"),
         "label recall": share("recall"),
         "pixel coverage": share("coverage"),
@@ -34,7 +36,9 @@ def accuracy_table(results: Results) -> Table | None:
         "labels kept": plain("kappa"),
     }
     note = (
-        f"Means over {span(seeds)}. {PAIRED.format(baseline=baseline)}. mAP: mean of the precisions at the positives, "
+        f"Means over {span(seeds)}. mIoU: over labels in the truth or predicted; mIoU in truth: over those in the "
+        f"truth. {PAIRED.format(baseline=baseline)}, in which labels of few images drop out, so that it reaches rather "
+        "too low than too high. mAP: mean of the precisions at the positives, "
         "of the scheme's presence scores. Label recall and pixel coverage: share of the labels and of the pixels that "
         "are among the labels kept; no pixel accuracy exceeds the coverage. Classes never right: IoU 0, of those in "
         "the truth."
@@ -42,9 +46,16 @@ def accuracy_table(results: Results) -> Table | None:
     return by_scheme(results, f"{results['data']['images'] or 0:,} validation images, %", found, note)
 
 
+def seeds_where_they_differ(results: Results) -> Callable[[Mapping[str, Any]], Cell]:
+    """How many seeds a scheme has, where some have fewer than others: their means are then not of the same runs."""
+    counts = {len(entry["seeds"]) for entry in results["schemes"].values() if entry["seeds"]}
+    return lambda entry: len(entry["seeds"]) if len(counts) > 1 else None
+
+
 def training_table(results: Results) -> Table | None:
     """What it takes to have a scheme, stage one counted."""
     seconds = {
+        "seeds": seeds_where_they_differ(results),
         "steps": lambda entry: (entry["network"] or {}).get("steps"),
         "features, s": plain("features_seconds"),
         "classifier, s": plain("classifier_seconds"),
@@ -78,7 +89,8 @@ def deployed_table(results: Results) -> Table | None:
     note = (
         "One image at a time, network and classifier together; the schemes took turns in one process, and times "
         "baseline is the median of the ratios for one image and round. MACs: by torch's counter. The paper's numbers "
-        "come from a counter that misses attention products; that count is shown beside, to be held against them."
+        "come from a counter that misses attention products; that count is shown beside, to be held against them. "
+        "Known labels are of the study alone: nobody can deploy an oracle."
     )
     return by_scheme(results, "Deployed cost", cost, note)
 
@@ -112,7 +124,7 @@ def frequency_table(results: Results) -> Table | None:
         for name, group in groups.items()
         if group["train_images"]
     )
-    note = f"A third of the labels each, by the number of training images that hold them. {about}."
+    note = f"A third of the labels in the truth each, by the number of training images that hold them. {about}."
     return by_scheme(results, "By frequency of the label, %", columns, note)
 
 
@@ -128,8 +140,9 @@ def ranking_table(results: Results) -> Table | None:
     }
     note = (
         "mAP, envelope: precision first raised to its best value at any higher recall, as Query2Label and RankSeg "
-        "report it. Calibration error: expected difference of score and share present, over ten bins. Class recall and "
-        "class coverage are of the labels kept; no mIoU exceeds the class coverage."
+        "report it; labels that a cache does not store count as scored 0. Calibration error: expected difference of "
+        "score and share present, over ten bins of an image's best labels (256, or as many as there are). Class recall "
+        "and class coverage are of the labels kept; no mIoU exceeds the class coverage."
     )
     return by_scheme(results, "Presence scores, %", columns, note)
 
@@ -142,12 +155,12 @@ def class_tables(results: Results) -> list[Table]:
     for name in ("independent", "joint", "oracle"):
         scheme = results["roles"].get(name)
         entry = results["schemes"].get(scheme, {})
-        if base is None or names is None or not entry.get("class_iou"):
+        if base is None or names is None or not entry.get("class_iou_gain"):
             continue
         change = [
-            (100 * (iou - before), names[label], 100 * before, 100 * iou, results["classes"]["train_images"][label])
-            for label, (iou, before) in enumerate(zip(entry["class_iou"], base, strict=True))
-            if iou is not None and before is not None and iou != before
+            (100 * gain, names[label], 100 * before, 100 * (before + gain), results["classes"]["train_images"][label])
+            for label, (gain, before) in enumerate(zip(entry["class_iou_gain"], base, strict=True))
+            if gain and before is not None
         ]
         change.sort(key=lambda row: (-row[0], row[1]))
         half = LABELS_SHOWN // 2
@@ -206,7 +219,7 @@ def kappa_table(results: Results) -> Table | None:
     for entry in results["schemes"].values():
         for kappa, miou in zip(*kappa_points(entry, "miou"), strict=True):
             values = entry["kappas"].get(str(kappa), entry)
-            own = " (as trained)" if str(kappa) not in entry["kappas"] else ""
+            own = " (its own κ)" if str(kappa) not in entry["kappas"] else ""
             rows.append((entry["label"] + own, format_number(kappa), miou, share("coverage")(values),
                          share("zero_iou_share")(values)))  # fmt: skip
     columns = ("scheme", "κ at test", "mIoU", "pixel coverage", "classes never right")

@@ -44,7 +44,15 @@ def test_a_joint_network_chooses_among_its_own_ranks(chain: Chain) -> None:
     [
         (["--alpha", "0.1"], "1 calibration images cannot promise alpha = 0.1, wanted at least 9"),
         (["--alpha", "7"], "alpha = 7.0, wanted a share above 0"),
-        (["--alpha", "0.6", "--calibration", "train"], "is the training split, whose images the ranking knows"),
+        (["--alpha", "0.6", "--calibration", "train"], "are among training images, which the ranking knows"),
+        (
+            ["--alpha", "0.6", "--calibration", "train@0of2"],
+            "3 of its 3 images are among training images, which the ranking knows, for example a0",
+        ),
+        (
+            ["--alpha", "0.6", "--calibration", "val"],
+            "2 of its 2 images are among the images it is judged on, for exam",
+        ),
         (["--alpha", "0.6", "--calibration", "nosuch"], "nosuch"),
         (["--alpha", "much"], "invalid float value: 'much'"),
     ],

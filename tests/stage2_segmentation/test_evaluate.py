@@ -179,6 +179,6 @@ def test_the_file_name_says_what_differs_from_the_run() -> None:
         trained, source=SourceConfig("cache", test="oracle"), data=DataConfig(val="test/a b"),
         inference=InferenceConfig(flip=True, scales=(0.5, 1.0)),
     )  # fmt: skip
-    name = evaluation_name(asked, trained, "kappa25")
+    name = evaluation_name(asked, trained)
     assert name == "evaluation-oracle-scales-(0.5,1.0)-flip-True-test_ab.json"
     assert Path(name).name == name

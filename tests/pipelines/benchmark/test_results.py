@@ -19,6 +19,7 @@ from pipelines.benchmark.compare import Comparison, Difference
 from pipelines.benchmark.intervals import ImageCounts, draws, resampled_miou, t_interval, t_quantile
 from pipelines.benchmark.records import read_records
 from pipelines.benchmark.results import lists_in_lines, write_results
+from pipelines.benchmark.tables import accuracy_table
 from tests.pipelines.benchmark.made_up import SCHEMES, MadeUp, make_up
 
 #: what the demand names for every scheme
@@ -216,6 +217,82 @@ def test_a_temperature_per_rank_is_held_against_the_same_network_without_it(tmp_
     assert (found["joint"], found["MT+LS"], found["MT+LS+RA"]) == ("forced", "sorted", "published")
     del schemes["published"]
     assert "MT+LS+RA" not in write_results(make_up(tmp_path / "fewer", schemes, seeds=(0,)))["roles"]
+
+
+def test_the_baseline_of_the_paper_is_the_plain_network_whatever_is_compared_with(out: Path) -> None:
+    change(out / "plan.json", baseline="both")
+    found = write_results(out)
+    assert found["roles"]["baseline"] == "plain"
+    assert found["schemes"]["both"]["miou_difference"] is None
+    compared = {claim["claim"]: (claim["better"], claim["worse"]) for claim in found["claims"]}
+    assert compared["the joint scheme beats the baseline"] == ("both", "plain")
+
+
+def test_a_claim_on_one_scheme_alone_says_so(tmp_path: Path) -> None:
+    schemes = {"plain": MadeUp("complete", 0.4), "both": MadeUp("joint", 0.6, labels="encoder", rank_scale="shared")}
+    missing = write_results(make_up(tmp_path / "out", schemes, seeds=(0,)))["missing"]
+    assert not [line for line in missing if line.endswith("no scheme that is ")]
+
+
+def test_rankers_are_compared_where_nothing_else_differs(out: Path) -> None:
+    for seed in range(3):
+        change(
+            out / "measures" / f"two-weak-seed-{seed}" / "measurement.json",
+            source={"train": "oracle", "test": "cache"},
+        )
+    assert not [claim for claim in write_results(out)["claims"] if "follows the ranker" in claim["claim"]]
+
+
+def test_a_scheme_of_fewer_seeds_is_compared_over_those_that_both_have(out: Path) -> None:
+    for seed in (1, 2):
+        (out / "steps" / f"measure-plain-seed-{seed}.json").unlink()
+    found = write_results(out)
+    ours, theirs = measurement(out, "both-seed-0"), measurement(out, "plain-seed-0")
+    entry = found["schemes"]["both"]
+    assert entry["miou_difference"]["mean"] == pytest.approx(ours["mIoU"] - theirs["mIoU"])
+    gains = np.array(ours["classes"]["iou"]) - np.array(theirs["classes"]["iou"])
+    assert entry["class_iou_gain"] == pytest.approx(gains, abs=1e-6)
+    table = accuracy_table(found)
+    assert table is not None and table.columns[1] == "seeds"
+    assert {str(row[0]): row[1] for row in table.rows}["scheme plain"] == 1
+
+
+def test_seeds_are_no_column_where_all_have_the_same(results: dict[str, Any]) -> None:
+    table = accuracy_table(results)
+    assert table is not None and "seeds" not in table.columns
+
+
+def test_times_against_another_scheme_are_not_times_of_the_baseline(out: Path) -> None:
+    assert write_results(out)["schemes"]["both"]["latency_ratio"] > 0
+    change(out / "cost" / "cost.json", baseline="mt")
+    found = write_results(out)["schemes"]["both"]
+    assert "latency_ratio" not in found and found["latency_p50_ms"] > 0
+
+
+def test_the_classifier_that_counts_is_the_one_that_ranks_at_test(tmp_path: Path) -> None:
+    schemes = {
+        "plain": MadeUp("complete", 0.4), "two": MadeUp("cache", 0.5, ranker="good"),
+        "swapped": MadeUp("cache", 0.45, of="two", ranker="large"),
+    }  # fmt: skip
+    out = make_up(tmp_path / "out", schemes, seeds=(0,))
+    change(out / "seed-0/large/stage1/summary.json", parameters=50_000_000)
+    found = write_results(out)["schemes"]
+    assert (found["two"]["params"], found["swapped"]["params"]) == (7e6, 52e6)
+
+
+def test_the_time_of_a_ranking_that_was_started_again_is_not_known(out: Path) -> None:
+    for seed in range(3):
+        change(out / "steps" / f"rank-good-seed-{seed}.json", attempts=2)
+    found = write_results(out)["schemes"]["two"]
+    assert found["train_seconds"] is None and found["network_seconds"] > 0
+
+
+def test_each_row_has_the_commit_of_its_step(out: Path) -> None:
+    change(out / "steps" / "measure-both-seed-1.json", commit="1" * 40)
+    assert write_results(out)["commits"] == ["0" * 40, "1" * 40]
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    newer = {row["step"] for row in rows if row["commit"] == "1" * 40}
+    assert newer == {"measure-both-seed-1"}
 
 
 def test_accuracy_is_held_against_the_ranker(results: dict[str, Any]) -> None:
