@@ -48,18 +48,21 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class SwinConfig(BackboneConfig):
+    name: str = "swin_large_patch4_window12_384"
+
+
+@dataclass(frozen=True)
 class Stage1Config:
     """`kappaseg run-stage1 CONFIG`."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    backbone: BackboneConfig = field(
-        default_factory=lambda: BackboneConfig(name="swin_large_patch4_window12_384", frozen=False)
-    )
+    backbone: SwinConfig = field(default_factory=SwinConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LabelLossConfig = field(default_factory=LabelLossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=64, ema=0.9997, precision="bf16"))
+    loop: LoopConfig = field(default_factory=LoopConfig)
     out: str = "runs/default"
     """output folder of the whole chain; this step writes OUT/stage1"""
     fold: tuple[int, int] | None = None

@@ -69,6 +69,11 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class BranchLossConfig(LabelLossConfig):
+    gamma_neg: float = 0.0
+
+
+@dataclass(frozen=True)
 class LabelsConfig:
     """The label branch of the joint scheme, on the same backbone as the segmentation network."""
 
@@ -77,11 +82,11 @@ class LabelsConfig:
     none = a network that does not rank"""
     options: dict[str, Any] = field(default_factory=dict)
     """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
-    loss: LabelLossConfig = field(default_factory=lambda: LabelLossConfig(gamma_neg=0.0))
+    loss: BranchLossConfig = field(default_factory=BranchLossConfig)
     """the published runs use binary cross-entropy or the asymmetric loss with gamma_neg 2, and reduction `mean`"""
     weight: float = 0.05
     """of the label loss, beside 1 for the segmentation loss (published: 5 to 300 with reduction `mean` over K labels,
-    which is 0.06 to 0.23 here)"""
+    which is 0.03 to 0.23 here)"""
     prior: bool = True
     """start from how common each label is in the training images, so that the first rankings are those of the frequency
     and not chance (ours; the release starts from random numbers)"""
@@ -155,9 +160,7 @@ class Stage2Config:
     """`kappaseg run-stage2 CONFIG`."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    backbone: BackboneConfig = field(
-        default_factory=lambda: BackboneConfig(name="vit_base_patch16_384", options={"img_size": 512}, frozen=False)
-    )
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     host: HostConfig = field(default_factory=HostConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -167,12 +170,8 @@ class Stage2Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(
-            kind="sgd", lr=1e-3, weight_decay=0.0, schedule="poly", min_lr=1e-5, clip=None
-        )
-    )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=40_000, batch_size=8))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
     out: str = "runs/default"
     """output folder of the whole chain; this step writes OUT/stage2-NAME"""
     name: str | None = None
