@@ -23,6 +23,22 @@ from kappaseg_core.errors import UserError
 T = TypeVar("T")
 
 
+def refuse_below(least: float, config: object, *names: str) -> None:
+    """Raise ValueError for the first of these settings that is less; None is no number and passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} = {value}, wanted at least {least:g}")
+
+
+def refuse_no_share(config: object, *names: str) -> None:
+    """Raise ValueError for the first of these settings that is no share of a whole; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value}, wanted a share from 0 to 1")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the scenes come from."""
@@ -130,9 +146,7 @@ class LoopConfig:
     0 = augment and compute anew at every step (as a backbone that is trained always does)"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, wanted at least 1")
+        refuse_below(1, self, "steps", "batch_size", "accumulate", "save_every", "log_every")
         if self.cached_views < 0:
             raise ValueError(f"cached_views = {self.cached_views}, wanted 0 (no cache) or more")
         if self.batch_size % self.accumulate:

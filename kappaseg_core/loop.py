@@ -41,8 +41,6 @@ class Task(Protocol):
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]: ...
 
 
-STEPS = "steps"  # in a window of sums: how many steps they are over
-
 #: network → flat numbers; called in evaluation mode, on every worker alike
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -94,7 +92,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.wrapped = place.wrap(task)
         self.step = 0
-        self.window: dict[str, Tensor] = {}  # sums since the last logged step
+        self.window: dict[str, Tensor] = {}  # sum and number of steps since the last logged one
         self.numbers: dict[str, Any] = {
             "seconds": 0.0,
             "memory": 0,
@@ -155,17 +153,17 @@ class Trainer:
         self.step += 1
         if self.ema:
             self.ema.update(self.task.model, step=self.step)
-        for name, value in {**numbers, STEPS: torch.ones((), dtype=torch.float64)}.items():
-            self.window[name] = self.window.get(name, 0.0) + value
+        for name, value in numbers.items():  # a sum, and of how many steps: some numbers begin later than others
+            self.window[name] = self.window.get(name, 0.0) + torch.stack([value, torch.ones_like(value)])
         if self.due(self.loop.log_every) or self.step == self.loop.steps:
             self.write_window(share)
 
     def write_window(self, learning_rate: float) -> None:
         """Log the means since the last logged step, over all workers."""
-        sums = {name: self.place.total(value.to(self.place.device)).item() for name, value in self.window.items()}
-        steps = sums.pop(STEPS)
+        names = sorted(self.window, key=lambda name: (name != "loss", name))
+        sums = {name: self.place.total(self.window[name].to(self.place.device)).tolist() for name in names}
         self.window = {}
-        means = {name: sums[name] / steps for name in sorted(sums, key=lambda name: (name != "loss", name))}
+        means = {name: total / steps for name, (total, steps) in sums.items()}
         if not math.isfinite(means["loss"]):
             raise UserError(
                 f"the loss is {means['loss']} before step {self.step} of {self.run.path}; "

@@ -74,6 +74,10 @@ def evaluate_runs(
 
     alpha: κ per image such that at most this share of the pixels is lost.   calibration: the split to calibrate on.
     """
+    if calibration is not None and alpha is None:
+        raise UserError(f"--calibration {calibration} is for --alpha, which is not given; add it or leave both out")
+    if alpha is not None and "source.test_kappa" in dict(settings):
+        raise UserError("--alpha chooses κ for each image, --source.test_kappa one for all; give one of them")
     results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration) for run in runs]
     rows = [
         [run.name, *(f"{100 * value:.2f}" for value in (
@@ -106,6 +110,11 @@ class Opened:
         """Labels kept per image, for a source that cuts its ranking."""
         return self.config.source.kept(len(self.class_names), at_test=True)
 
+    @property
+    def all_ranks(self) -> bool:
+        """Whether the source gives all labels that it knows of, whatever κ is."""
+        return bool(source_module(self.config.source.at_test).ALL_RANKS)
+
 
 def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
     """A run with some evaluation settings changed, on its device. Raises UserError where it cannot be measured so."""
@@ -136,7 +145,7 @@ def evaluate_run(
     record = {
         "run": run.name,
         "source": {"train": training.source.train, "test": config.source.at_test},
-        "kappa": found.kappa,
+        "kappa": None if alpha is not None or found.all_ranks else found.kappa,
         "inference": to_plain(config.inference),
         "split": config.data.val,
         "seconds": round(time.perf_counter() - started, 2),
@@ -153,7 +162,7 @@ def choice(found: Opened, alpha: float | None, calibration: str | None) -> str:
     """How many labels an image keeps, in a word for a file name; empty where its source gives all that it knows of."""
     if alpha is not None:
         return f"alpha{alpha:g}" + (f"-on-{calibration}" if calibration else "")
-    return "" if source_module(found.config.source.at_test).ALL_RANKS else f"kappa{found.kappa}"
+    return "" if found.all_ranks else f"kappa{found.kappa}"
 
 
 def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Config, source: Source) -> None:

@@ -92,16 +92,17 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
     """Image u8 [3, H, W] → Ranking, for images outside every data set."""
     if config.source.at_test == "complete" and classifier is None:
         return lambda picture: complete_ranking(1, len(class_names))
+    kappa = config.source.kept(len(class_names), at_test=True)
+    if kappa > len(class_names):
+        raise UserError(f"κ = {kappa}, but there are only {len(class_names)} classes; lower --source.test_kappa")
     if config.source.at_test == "joint" and classifier is None:
-        own = OwnRanking(config.source.kept(len(class_names), at_test=True))
+        own = OwnRanking(kappa)
         return lambda picture: own
     if config.source.at_test == "oracle" and classifier is None:
-        raise UserError(
-            "this run was trained on the ground truth, which a new image does not have; add --classifier RUN"
-        )
+        raise UserError("this run is tested on the ground truth, which a new image does not have; add --classifier RUN")
     if config.source.cache is not None and classifier is None:
         raise UserError(
-            f"this run was trained on the rankings in {config.source.cache}, which do not say where their classifier "
+            f"this run is tested on the rankings in {config.source.cache}, which do not say where their classifier "
             "lies; add --classifier RUN"
         )
     ranker = Ranker.of(classifier or Path(config.out) / "stage1")
@@ -110,9 +111,6 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
             f"classifier {ranker.run} has another class list than the run: {difference}; "
             "give the one that it was trained with"
         )
-    kappa = config.source.kept(len(class_names), at_test=True)
-    if kappa > len(class_names):
-        raise UserError(f"κ = {kappa}, but there are only {len(class_names)} classes; lower --source.test_kappa")
     say(f"ranking with {ranker.run}, κ = {kappa}")
     return LiveClassifier.of(ranker, kappa, here.device)
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kappaseg_core.config import BackboneConfig, DataConfig, LabelLossConfig, LoopConfig, OptimConfig, load_config
+from kappaseg_core.config import (
+    BackboneConfig,
+    DataConfig,
+    LabelLossConfig,
+    LoopConfig,
+    OptimConfig,
+    load_config,
+    refuse_below,
+    refuse_no_share,
+)
 from kappaseg_core.errors import UserError
 
 FEW = 25  # κ where none is given: the published value for the smallest of the paper's vocabularies
@@ -60,12 +69,11 @@ class SourceConfig:
         return min(FEW, num_classes) if wanted is None else wanted
 
     def __post_init__(self) -> None:
-        for name in ("kappa", "test_kappa"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}, wanted at least 1")
+        refuse_below(1, self, "kappa", "test_kappa")
         if self.fade is not None and not 0 < self.fade <= 1:
             raise ValueError(f"fade = {self.fade}, wanted a share above 0, up to 1")
+        if self.fade is not None and self.treatment == "ignore":
+            raise ValueError(f"fade = {self.fade}, but missed labels are ignored throughout; set missed = force or mix")
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,7 @@ class LabelsConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warm_up < 1:
             raise ValueError(f"warm_up = {self.warm_up}, wanted a share from 0, below 1")
-        if self.weight < 0:
-            raise ValueError(f"weight = {self.weight}, wanted 0 or more")
+        refuse_below(0, self, "weight", "lr", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,12 @@ class AugmentConfig:
     photometric: bool = True
     """random brightness, contrast, saturation and hue"""
 
+    def __post_init__(self) -> None:
+        refuse_below(1, self, "short_side", "crop")
+        refuse_no_share(self, "max_share", "flip")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale = {list(self.scale)}, wanted two numbers above 0, the smaller one first")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -129,8 +142,7 @@ class LossConfig:
     """take every stride-th pixel of the label map (1 = all, as published)"""
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"stride = {self.stride}, wanted at least 1")
+        refuse_below(1, self, "stride")
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,7 @@ class InferenceConfig:
     """average with the mirrored image"""
 
     def __post_init__(self) -> None:
+        refuse_below(1, self, "short_side", "window")
         if self.mode == "slide" and not 1 <= self.stride <= self.window:
             raise ValueError(f"stride = {self.stride}, wanted 1 to window = {self.window}, or windows leave gaps")
         if not self.scales or min(self.scales) <= 0:
@@ -178,6 +191,10 @@ class Stage2Config:
     """NAME of the run; null = the training source"""
 
     def __post_init__(self) -> None:
+        if self.loss.stride // 2 >= self.augment.crop:
+            raise ValueError(
+                f"loss.stride = {self.loss.stride} takes no pixel of a crop of {self.augment.crop}; lower loss.stride"
+            )
         for name in ("train", "test"):
             if getattr(self.source, name) == "joint" and self.labels.head == "none":
                 raise ValueError(
@@ -201,6 +218,10 @@ def joint_config(path: str | Path, settings: Sequence[tuple[str, str]]) -> Stage
     """
     if (source := dict(settings).get("source.train", "joint")) != "joint":
         raise UserError(f"--source.train {source}: run-joint trains on the network's own ranking; use run-stage2")
-    known = load_config(Stage2Config, path, [*settings, ("source.train", "complete")])
+    if dict(settings).get("labels.head") == "none":
+        raise UserError(
+            "--labels.head none: a network without a label branch cannot rank; use encoder, decoder or pooled"
+        )
+    known = load_config(Stage2Config, path, [*settings, ("source.train", "complete"), ("source.test", "complete")])
     branch = [("labels.head", "encoder")] if known.labels.head == "none" else []
     return load_config(Stage2Config, path, [*settings, *branch, ("source.train", "joint")])

@@ -90,19 +90,18 @@ def evaluate_model(
     """Segment the split's images with the source's rankings and compare with the truth; workers share the images."""
     names = scenes.class_names
     confusion, coverage, kappas = ConfusionSums(len(names)), CoverageSums(len(names), [len(names)]), torch.zeros(1)
-    labels = torch.zeros(2, len(scenes), len(names))  # scores of the label branch, truth
+    labels = None if model.branch is None else torch.zeros(2, len(scenes), len(names))  # its scores, and the truth
     for index, scene, found in segmented_scenes(model, scenes, source, inference, here):
         mask = torch.from_numpy(scene.mask).long()[None]
         pixels = label_pixels(mask, len(names))
         confusion.update(found.label_map[None], mask)
         coverage.update(pixels, rank_lookup(found.ranking, len(names)))
         kappas += found.ranking.valid.sum()
-        if found.label_scores is not None:
+        if labels is not None and found.label_scores is not None:
             labels[:, index] = torch.stack([found.label_scores, (pixels[0] > 0).float()])
     confusion, coverage = confusion.reduced(here.total), coverage.reduced(here.total)
     ious = [None if math.isnan(iou) else iou for iou in confusion.iou().tolist()]
     scores, kept, everywhere = confusion.summary(), coverage.summary(), len(names)
-    branch_scores, truth = here.total(labels)
     return Evaluation(
         images=len(scenes), mIoU=scores["mIoU"], mIoU_in_truth=scores["mIoU_in_truth"],
         pixel_accuracy=scores["pixel_accuracy"], mean_class_accuracy=scores["class_accuracy"],
@@ -110,12 +109,15 @@ def evaluate_model(
         image_coverage=float(kept[f"image_coverage@{everywhere}"] or 0.0),
         class_coverage=float(kept[f"class_coverage@{everywhere}"] or 0.0),
         mean_kappa=float(here.total(kappas)) / max(1, len(scenes)),
-        label_mAP=None if model.branch is None else mean_average_precision(
-            average_precision(branch_scores, truth > 0, definition="envelope")
-        )[0],
+        label_mAP=None if labels is None else branch_precision(*here.total(labels)),
         class_iou=dict(zip(names, ious, strict=True)),
         absent=tuple(names[label] for label in confusion.absent()),
     )  # fmt: skip
+
+
+def branch_precision(scores: Tensor, truth: Tensor) -> float:
+    """mAP (envelope) of the label branch's scores f32 [N, K]; truth: 1 for the labels present, else 0."""
+    return mean_average_precision(average_precision(scores, truth > 0, definition="envelope"))[0]
 
 
 def segmented_scenes(

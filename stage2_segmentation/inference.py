@@ -1,15 +1,16 @@
 """Label maps of whole images: whole, by sliding window, over several scales and mirrored.
 
-Legend: κ ranks of the image's one ranking, H W pixels. Nothing here has an axis of all K labels: scores are averaged
-and compared among κ ranks, and label ids are looked up last. (The release ranks every window and scale anew, scatters
+Legend: κ ranks of the image's one ranking, H W pixels. No pixel has a score for all K labels: scores are averaged and
+compared among κ ranks, and label ids are looked up last. (The release ranks every window and scale anew, scatters
 into K channels filled with -100, and averages those.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 import torch
@@ -75,8 +76,7 @@ def segmented(
     window of the view nearest to the image as it is, and all windows, scales and flips are segmented with that ranking.
     (The release ranks every forward pass anew.)
     """
-    first = list(looks(network, image, plan, *plan.views[0]))
-    label_scores = image_scores(first)
+    first, label_scores = first_looks(network, image, plan)
     if isinstance(ranking, OwnRanking):
         ranking = ranking.of(one_image(label_scores))
     ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
@@ -85,7 +85,7 @@ def segmented(
 
 def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferencePlan) -> Ranking:
     """The network's own ranking of an image, which `segmented` would use."""
-    return ranking.of(one_image(image_scores(list(looks(network, image, plan, *plan.views[0])))))
+    return ranking.of(one_image(first_looks(network, image, plan)[1]))
 
 
 def one_image(scores: Tensor | None) -> Tensor:
@@ -122,15 +122,21 @@ def looks(network: Network, image: Tensor, plan: InferencePlan, scale: float, mi
         yield Look(view, group, (height, width), network.look(pieces))
 
 
-def image_scores(seen: Sequence[Look]) -> Tensor | None:
-    """f32 [K], the largest score of each label in any of the windows; None where the network has no label branch."""
-    logits = [look.seen.label_logits for look in seen if look.seen.label_logits is not None]
-    return torch.cat(logits).amax(0).float().sigmoid() if logits else None
+def first_looks(network: Network, image: Tensor, plan: InferencePlan) -> tuple[Iterable[Look], Tensor | None]:
+    """The looks at the view that an image is ranked by, and f32 [K], the largest score of each label in any of its
+    windows. Without a label branch there are no scores, and windows are looked at when they are asked for."""
+    seen = looks(network, image, plan, *plan.views[0])
+    first = next(seen)
+    if first.seen.label_logits is None:
+        return chain([first], seen), None
+    kept = [first, *seen]
+    logits = [look.seen.label_logits for look in kept if look.seen.label_logits is not None]
+    return kept, torch.cat(logits).amax(0).float().sigmoid()
 
 
 def rank_scores(
     network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, *,
-    size: tuple[int, int], first: Sequence[Look] | None = None,
+    size: tuple[int, int], first: Iterable[Look] | None = None,
 ) -> Tensor:  # fmt: skip
     """Scores f32 [κ, H, W] of the ranks: logits of a single view, mean of the softmax of several.
 

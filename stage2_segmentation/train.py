@@ -91,6 +91,7 @@ def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Sour
         splits={scenes.split: scenes.fingerprint()},
         cache=Path(wanted.cache or Path(config.out) / "labels"),
         model=None if at_test or wanted.cache else classifier_beside(Path(config.out)),
+        setting="source.test_kappa" if at_test and wanted.test_kappa else "source.kappa",
     )
     return build_source(wanted.at_test if at_test else wanted.train, inputs)
 

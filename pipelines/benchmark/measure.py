@@ -34,7 +34,6 @@ from pipelines.evaluate import Opened, opened
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import segmented_scenes
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.sources import source_module
 
 MEASUREMENT = "measurement.json"
 RANKS_SHOWN = 12
@@ -99,12 +98,11 @@ def map_name(index: int) -> str:
 def identity(run: Path, found: Opened, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What was measured, and how. kappa: None for a source that gives all labels it knows of."""
     training, config = found.training, found.config
-    all_ranks = source_module(config.source.at_test).ALL_RANKS
     return {
         "run": run.name, "fingerprint": run_fingerprint(run), "inputs": read_record(run)["inputs"],
         "settings": {name: text for name, text in settings if name not in ("source.cache", "data.root")},
         "split": config.data.val, "source": {"train": training.source.train, "test": config.source.at_test},
-        "kappa": None if all_ranks else found.kappa,
+        "kappa": None if found.all_ranks else found.kappa,
         "inference": to_plain(config.inference), "class_names": list(found.class_names),
     }  # fmt: skip
 

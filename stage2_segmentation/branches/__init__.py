@@ -77,6 +77,12 @@ def build_branch(
     return branch
 
 
+def refuse_heads(heads: int, width: int) -> None:
+    """Raise UserError where a host's width cannot be shared out among so many heads."""
+    if width % heads:
+        raise UserError(f"labels.options.heads = {heads}, wanted a divisor of the host's width {width}")
+
+
 def class_table(host: Any) -> nn.Parameter:
     """A host's class embeddings [K, D]. Raises UserError where it has none."""
     table = getattr(host, "cls_emb", None)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads import Query2Label
-from stage2_segmentation.branches import Seen, TokenHost, class_table
+from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 
 
@@ -25,6 +26,11 @@ class Options:
     chunk: int | None = None
     """score the labels this many at a time (same result, bounded memory); null = all at once"""
 
+    def __post_init__(self) -> None:
+        refuse_below(0, self, "pooled")
+        refuse_below(1, self, "layers", "heads", "ffn", "chunk")
+        refuse_no_share(self, "dropout")
+
 
 class DecoderBranch(nn.Module):
     """Labels look at the image one by one: cross-attention alone, linear in K.
@@ -36,6 +42,7 @@ class DecoderBranch(nn.Module):
 
     def __init__(self, options: Options, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()
+        refuse_heads(options.heads, width)
         self.pooled = options.pooled
         self.query2label = Query2Label(
             in_channels, num_classes, width=width, ffn=options.ffn, heads=options.heads, encoder_layers=0,

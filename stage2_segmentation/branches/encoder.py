@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads import log_odds
-from stage2_segmentation.branches import Seen, TokenHost, class_table
+from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.hosts.transformer import Block
 
@@ -37,6 +38,11 @@ class Options:
     attention_dropout: float | None = None
     """null = dropout"""
 
+    def __post_init__(self) -> None:
+        refuse_below(0, self, "pooled")
+        refuse_below(1, self, "heads", "ffn")
+        refuse_no_share(self, "dropout", "attention_dropout")
+
 
 class EncoderBranch(nn.Module):
     """One transformer block over patch tokens and all K class embeddings; logit_k = ⟨W_k, c_k⟩ + b_k.
@@ -53,6 +59,7 @@ class EncoderBranch(nn.Module):
             raise UserError("labels.options.attend = patches needs pooled cells; set labels.options.pooled to 8 or 16")
         self.pooled, self.attend = options.pooled, options.attend
         heads, ffn = options.heads or max(1, width // 64), options.ffn or 4 * width
+        refuse_heads(heads, width)
         self.block = Block(width, heads, ffn, options.dropout, options.attention_dropout)
         self.norm = nn.LayerNorm(width)
         self.weight = nn.Parameter(torch.empty(num_classes, width).uniform_(-(width**-0.5), width**-0.5))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from kappaseg_core.config import refuse_no_share
 from kappaseg_core.label_heads import PooledLinear
 from stage2_segmentation.branches import Seen
 
@@ -20,6 +21,9 @@ class Options:
     hidden: bool = True
     """a layer with ReLU as wide as the map (as published)"""
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_no_share(self, "dropout")
 
 
 class PooledBranch(nn.Module):

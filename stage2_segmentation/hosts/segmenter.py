@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.rank_scale import Kind, RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
@@ -36,6 +37,12 @@ class Options:
     unbiased: bool = False
     """layer_norm with the unbiased variance, as in the released ground-truth head"""
 
+    def __post_init__(self) -> None:
+        refuse_below(1, self, "width", "heads", "ffn", "depth")
+        refuse_no_share(self, "dropout", "attention_dropout")
+        if self.unbiased and self.rank_scale in ("rank", "shared"):
+            raise ValueError(f"unbiased = true, but rank_scale = {self.rank_scale} takes no variance; leave it out")
+
 
 class Segmenter(nn.Module):
     """Patch tokens and the embeddings of the kept labels through one transformer; a mask per label by cosine.
@@ -52,8 +59,6 @@ class Segmenter(nn.Module):
         heads = options.heads or max(1, width // 64)
         if width % heads:
             raise UserError(f"host.options.width = {width}, wanted a multiple of its {heads} heads")
-        if options.depth < 1:
-            raise UserError(f"host.options.depth = {options.depth}, wanted at least 1")
         ffn = options.ffn or 4 * width
         self.proj_dec = nn.Linear(in_channels, width)
         self.cls_emb = nn.Parameter(torch.empty(num_classes, width))

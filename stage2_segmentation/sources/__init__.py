@@ -46,6 +46,8 @@ class SourceInputs:
     """directory of the label cache"""
     model: str | None = None
     """fingerprint of the classifier that made it; None = any"""
+    setting: str = "source.kappa"
+    """where κ is from"""
 
     @property
     def num_classes(self) -> int:
@@ -56,7 +58,7 @@ def build_source(kind: str, inputs: SourceInputs) -> Source:
     """The source module `kind`, built. Raises UserError for an unknown kind or a κ beyond the vocabulary."""
     module = source_module(kind)
     if inputs.kappa > inputs.num_classes and not module.ALL_RANKS:
-        raise UserError(f"source.kappa = {inputs.kappa}, but there are only {inputs.num_classes} classes; lower it")
+        raise UserError(f"{inputs.setting} = {inputs.kappa}, but there are only {inputs.num_classes} classes; lower it")
     source: Source = module.build(inputs)
     return source
 

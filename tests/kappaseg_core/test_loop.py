@@ -153,6 +153,25 @@ def test_accumulated_micro_batches_log_the_mean_loss(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_number_that_begins_late_is_averaged_over_the_steps_that_have_it(tmp_path: Path) -> None:
+    class Late(NetTask):
+        steps = 0
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, numbers = super().forward(batch)
+            self.steps += 1
+            return loss, numbers | ({"late": torch.tensor(4.0)} if self.steps > 2 else {})
+
+    run = open_run(tmp_path / "run", model="none", config={}, class_names=("a", "b"), inputs={})
+    loop = replace(LOOP, steps=3)
+    fit(
+        Late(), lambda first: batches(Noise(), PACK, loop, HERE, first_step=first), lambda _: {"score": 0.0},
+        optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
+    )  # fmt: skip
+    (line,) = (line for line in run.metrics() if line["kind"] == "train")
+    assert line["late"] == 4.0 and line["twice"] == pytest.approx(2 * line["loss"])
+
+
 def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     loop = replace(LOOP, steps=12, eval_every=2, patience=1)
     summary = train(tmp_path / "stopped", loop, values=[0.1, 0.5, 0.4, 0.3, 0.9])

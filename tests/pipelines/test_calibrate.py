@@ -55,6 +55,8 @@ def test_a_joint_network_chooses_among_its_own_ranks(chain: Chain) -> None:
         ),
         (["--alpha", "0.6", "--calibration", "nosuch"], "nosuch"),
         (["--alpha", "much"], "invalid float value: 'much'"),
+        (["--calibration", "val"], "--calibration val is for --alpha, which is not given; add it or leave both out"),
+        (["--alpha", "0.6", "--source.test_kappa", "2"], "--alpha chooses κ for each image, --source.test_kappa one"),
     ],
 )
 def test_what_cannot_be_promised_is_one_line(

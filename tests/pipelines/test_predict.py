@@ -126,12 +126,12 @@ def test_a_classifier_of_other_labels_is_refused(chain: Any, refused: Any) -> No
 def test_a_run_on_rankings_from_elsewhere_asks_for_their_classifier(chain: Any, refused: Any) -> None:
     assert main(chain.words("run-stage2", "--source.cache", "out/labels", "--name", "elsewhere")) == 0
     words = ["predict", "out/stage2-elsewhere", "data/images/v0.jpg"]
-    refused(chain, words, "trained on the rankings in out/labels", "add --classifier RUN")
+    refused(chain, words, "tested on the rankings in out/labels", "add --classifier RUN")
     assert main([*words, "--classifier", "out/stage1"]) == 0
 
 
 def test_an_oracle_is_refused_and_takes_a_classifier_instead(chain: Any, refused: Any) -> None:
     assert main(chain.words("run-stage2", "--source.train", "oracle")) == 0
     words = ["predict", "out/stage2-oracle", "data/images/v0.jpg"]
-    refused(chain, words, "trained on the ground truth, which a new image does not have; add --classifier RUN")
+    refused(chain, words, "tested on the ground truth, which a new image does not have; add --classifier RUN")
     assert main([*words, "--classifier", "out/stage1"]) == 0
