@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.benchmark.tables import cost_against_k, results_tables
+from pipelines.benchmark.cells import between
+from pipelines.benchmark.tables import MARKS, cost_against_k, results_tables
 from pipelines.results_doc import (
     Cell,
     ResultTable,
@@ -93,6 +94,7 @@ class SideBySide:
     """One `kappaseg benchmark`, whose results.json is benchmarks/results/NAME_benchmark.json once it has been run."""
 
     name: str
+    short: str
     config: str
     """below configs/"""
     title: str
@@ -119,22 +121,31 @@ SCENES = (
 )
 SIDE_BY_SIDE = (
     SideBySide(
-        "cocostuff171_mini", "cocostuff171_mini/benchmark.yaml",
+        "cocostuff171_mini", "COCO-Stuff", "cocostuff171_mini/benchmark.yaml",
         "COCO-Stuff, 171 classes, 184 + 50 photos: all schemes side by side", f"{PHOTOS} {UNSEEN}",
     ),
     SideBySide(
-        "ccp59", "ccp59/benchmark.yaml",
+        "ccp59", "Clothing Co-Parsing", "ccp59/benchmark.yaml",
         "Clothing Co-Parsing, 59 classes, 800 + 204 photos: all schemes side by side", f"{PHOTOS} {UNSEEN}",
     ),
-    SideBySide("synthetic150", "synthetic/benchmark_150.yaml", "Synthetic scenes, 150 labels: all schemes", SCENES),
-    SideBySide("synthetic600", "synthetic/benchmark_600.yaml", "Synthetic scenes, 600 labels: all schemes", SCENES),
-    SideBySide("synthetic2000", "synthetic/benchmark_2000.yaml", "Synthetic scenes, 2,000 labels: all schemes", SCENES),
     SideBySide(
-        "cocostuff171_mini_ranking", "cocostuff171_mini/benchmark_ranking.yaml",
+        "synthetic150", "synthetic, 150 labels", "synthetic/benchmark_150.yaml",
+        "Synthetic scenes, 150 labels: all schemes side by side", SCENES,
+    ),
+    SideBySide(
+        "synthetic600", "synthetic, 600 labels", "synthetic/benchmark_600.yaml",
+        "Synthetic scenes, 600 labels: all schemes side by side", SCENES,
+    ),
+    SideBySide(
+        "synthetic2000", "synthetic, 2,000 labels", "synthetic/benchmark_2000.yaml",
+        "Synthetic scenes, 2,000 labels: all schemes side by side", SCENES,
+    ),
+    SideBySide(
+        "cocostuff171_mini_ranking", "COCO-Stuff, rankings", "cocostuff171_mini/benchmark_ranking.yaml",
         "COCO-Stuff: rankings of other strength, missed labels, folds", PHOTOS,
     ),
     SideBySide(
-        "cocostuff171_mini_joint", "cocostuff171_mini/benchmark_joint.yaml",
+        "cocostuff171_mini_joint", "COCO-Stuff, joint", "cocostuff171_mini/benchmark_joint.yaml",
         "COCO-Stuff: label branches, losses and missed labels of the joint scheme", f"{PHOTOS} {UNSEEN}",
     ),
 )  # fmt: skip
@@ -144,7 +155,53 @@ def main() -> None:
     benchmarks = [study for study in SIDE_BY_SIDE if study.file.exists()]
     chains = (part for study in STUDIES for part in sections(study))
     sizes = cost_over_sizes([study for study in benchmarks if study.config.startswith("synthetic")])
-    write_results(DOCUMENT, [introduction(), *map(side_by_side, benchmarks), *sizes, *chains, label_heads(), kills()])
+    write_results(
+        DOCUMENT,
+        [introduction(), reading(benchmarks), *map(side_by_side, benchmarks), *sizes, *chains, label_heads(), kills()],
+    )
+
+
+def reading(studies: Sequence[SideBySide]) -> Section:
+    """Every claim of the paper over all studies, and what more training changes."""
+    found = {study: read_results(study.file) for study in studies}
+    whole = {study: results for study, results in found.items() if "baseline" in results["roles"]}
+    claims = list(dict.fromkeys(claim["claim"] for results in whole.values() for claim in results["claims"]))
+    rows = tuple((claim, *(held(results, claim) for results in whole.values())) for claim in claims)
+    columns = ("claim", *(study.short for study in whole))
+    about = (
+        "What the paper claims, held against every benchmark below: difference in mIoU, points, with 95 % intervals "
+        "over images and over seeds. ✓ both above zero, ✗ both below, ? neither. Networks are small, and all but the "
+        "rows with more steps are trained for equally many; no training of the paper's size is among them."
+    )
+    longer = [f"- {study.short}: {line}" for study, results in whole.items() for line in at_more_steps(results)]
+    files = [f"benchmarks/results/{study.file.name}" for study in whole]
+    parts = [about, markdown_table(columns, rows), "\n".join(longer), read_from(*files)]
+    return Section("What holds here", tuple(part for part in parts if part))
+
+
+def held(results: Mapping[str, Any], name: str) -> Cell:
+    """One claim in one study: verdict, difference, and its intervals over images and over seeds."""
+    claim = next((claim for claim in results["claims"] if claim["claim"] == name), None)
+    if claim is None:
+        return None
+    seeds = between(claim["seeds_interval"]) or "one seed"
+    return f"{MARKS[claim['verdict']]} {100 * claim['mean']:+.1f} ({between(claim['interval'])}; {seeds})"
+
+
+def at_more_steps(results: Mapping[str, Any]) -> Iterator[str]:
+    """What is left of the differences when training goes on, and what each scheme takes, its classifier included."""
+    schemes = results["schemes"]
+
+    def told(name: str) -> str:
+        entry = schemes[name]
+        seconds = entry.get("train_cpu_seconds")
+        cost = f", {seconds:,.0f} s of processor time" if seconds else ""
+        return f"{entry['label']} {format_percent(entry['miou'])} % mIoU{cost}"
+
+    longer = [name for name in schemes if name.endswith("-long") and schemes[name]["miou"] is not None]
+    if longer:
+        shorter = [name.removesuffix("-long") for name in longer]
+        yield f"{'; '.join(map(told, shorter))}. Longer: {'; '.join(map(told, longer))}."
 
 
 def side_by_side(study: SideBySide) -> Section:
