@@ -15,7 +15,7 @@ Columns = Mapping[str, Callable[[Mapping[str, Any]], Cell]]
 
 def share(name: str) -> Callable[[Mapping[str, Any]], Cell]:
     """A share of the entry, in percent."""
-    return lambda entry: None if entry.get(name) is None else 100 * entry[name]
+    return lambda entry: None if entry.get(name) is None else in_percent(entry[name])
 
 
 def plain(name: str, unit: float = 1.0) -> Callable[[Mapping[str, Any]], Cell]:
@@ -37,7 +37,12 @@ def between(shares: Sequence[float] | None) -> Cell:
 
 def points(difference: Mapping[str, Any] | None) -> Cell:
     """A difference of shares in percent points."""
-    return None if difference is None else 100 * difference["mean"]
+    return None if difference is None else in_percent(difference["mean"])
+
+
+def in_percent(value: float) -> float:
+    """A share in percent; what the one decimal of the tables would not show is 0."""
+    return 100 * value if abs(100 * value) >= 0.05 else 0.0
 
 
 def over_images(entry: Mapping[str, Any]) -> Cell:

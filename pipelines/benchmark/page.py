@@ -76,8 +76,8 @@ def findings(results: Results) -> Iterator[str]:
     if claims:
         count = Counter(claim["verdict"] for claim in claims)
         yield (
-            f"Claims of the paper that these schemes can be held against: {len(claims)}. Of these hold {count[HOLDS]}, "
-            f"do not hold {count[FAILS]}, and are not decided by these runs {count[OPEN]}."
+            f"Claims of the paper that these schemes can be held against: {len(claims)}. {count[HOLDS]} of them hold, "
+            f"{count[FAILS]} do not, {count[OPEN]} are not decided by these runs."
             + (f" {alone} of them rest on one seed." if (alone := sum(len(c["seeds"]) == 1 for c in claims)) else "")
         )
     roles = results["roles"]
