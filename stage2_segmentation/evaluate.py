@@ -175,7 +175,7 @@ def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str = 
     """
     words = [config.source.at_test, *([chosen] if chosen else [])]
     if config.source.at_test == "cache" and config.source.cache != training.source.cache:
-        words.append(f"from-{Path(str(config.source.cache)).name}")
+        words.append(f"from-{'_'.join(Path(str(config.source.cache)).parts[-2:])}")
     inference: dict[str, Any] = asdict(config.inference)
     words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
     words += [config.data.val] if config.data.val != training.data.val else []

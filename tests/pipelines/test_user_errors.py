@@ -274,7 +274,7 @@ def test_a_cache_made_anew_does_not_serve_a_run_that_was_trained_on_another(chai
     for cache in ("out/labels", "old labels"):
         assert main(["evaluate", "out/stage2-cache", "--source.cache", cache]) == 0
     names = {path.name for path in (chain.out / "stage2-cache").glob("evaluation-*")}
-    assert {"evaluation-cache-kappa2-from-labels.json", "evaluation-cache-kappa2-from-oldlabels.json"} <= names
+    assert {"evaluation-cache-kappa2-from-out_labels.json", "evaluation-cache-kappa2-from-oldlabels.json"} <= names
 
 
 def test_more_ranks_than_the_cache_stores_are_refused(chain: Any, refused: Any) -> None:
