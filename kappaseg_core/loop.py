@@ -2,7 +2,8 @@
 
 Steps are the clock. Everything that one step needs follows from its number (data, augmentation, dropout, learning rate:
 see feeding, seeding, optim) or stands in the saved state, so a run that is killed at any moment and started again ends
-with bitwise the weights of an undisturbed one on the same device.
+with bitwise the weights of an undisturbed one on the same device. Tested on the CPU; on a GPU some of torch's backward
+passes add up in no fixed order, and nothing here forbids them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import Scene, SceneSet
 from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
-from stage2_segmentation.inference import InferencePlan, Segmented, own_ranking, segmented
+from stage2_segmentation.inference import Segmented, own_ranking, segmented
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
 
@@ -140,7 +140,7 @@ def segment_image(
     choice = ranking if isinstance(ranking, OwnRanking) else ranking.to(here.device)
     with torch.inference_mode(), here.autocast():
         size = (image.shape[-2], image.shape[-1])
-        found = segmented(model, prepared(model, image, inference, here), choice, plan_of(inference), size=size)
+        found = segmented(model, prepared(model, image, inference, here), choice, inference, size=size)
     scores = None if found.label_scores is None else found.label_scores.cpu()
     return Segmented(found.label_map.cpu(), found.ranking.to("cpu"), scores)
 
@@ -152,7 +152,7 @@ def label_ranking(
     if isinstance(ranking, Ranking):
         return ranking
     with torch.inference_mode(), here.autocast():
-        return own_ranking(model, prepared(model, image, inference, here), ranking, plan_of(inference)).to("cpu")
+        return own_ranking(model, prepared(model, image, inference, here), ranking, inference).to("cpu")
 
 
 def prepared(model: SegmentationModel, image: Tensor, inference: InferenceConfig, here: Placement) -> Tensor:
@@ -162,10 +162,6 @@ def prepared(model: SegmentationModel, image: Tensor, inference: InferenceConfig
         image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
     image = F.to_dtype(image, torch.float32, scale=True)
     return F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
-
-
-def plan_of(inference: InferenceConfig) -> InferencePlan:
-    return InferencePlan(inference.mode, inference.window, inference.stride, inference.scales, inference.flip)
 
 
 def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str = "") -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
 from stage2_segmentation.branches import Seen
+from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import to_pixels
 
 WINDOWS_AT_ONCE = 4
@@ -36,26 +37,6 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class InferencePlan:
-    """How the network is applied. window, stride: pixels, for mode "slide".
-
-    scales: factors on the given image.   flip: each scale also mirrored, left to right.
-    """
-
-    mode: Literal["whole", "slide"] = "whole"
-    window: int = 512
-    stride: int = 512
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-    @property
-    def views(self) -> list[tuple[float, bool]]:
-        """(scale, mirrored), the view that is nearest to the image as it is first."""
-        scales = sorted(self.scales, key=lambda scale: abs(math.log(scale)))
-        return [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + self.flip]]
-
-
-@dataclass(frozen=True)
 class Segmented:
     """One image, segmented. label_map: i64 [H, W].   ranking: of one image.
 
@@ -68,7 +49,7 @@ class Segmented:
 
 
 def segmented(
-    network: Network, image: Tensor, ranking: Ranking | OwnRanking, plan: InferencePlan, *, size: tuple[int, int]
+    network: Network, image: Tensor, ranking: Ranking | OwnRanking, plan: InferenceConfig, *, size: tuple[int, int]
 ) -> Segmented:
     """Label ids at `size` of one image f32 [3, H', W'], normalised, among the labels of its one ranking.
 
@@ -83,7 +64,7 @@ def segmented(
     return Segmented(to_label_space(ranks[None], ranking)[0], ranking, label_scores)
 
 
-def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferencePlan) -> Ranking:
+def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferenceConfig) -> Ranking:
     """The network's own ranking of an image, which `segmented` would use."""
     return ranking.of(one_image(first_looks(network, image, plan)[1]))
 
@@ -91,6 +72,12 @@ def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: Infe
 def one_image(scores: Tensor | None) -> Tensor:
     assert scores is not None, "the network has no label branch (see Stage2Config)"
     return scores[None]
+
+
+def views(plan: InferenceConfig) -> list[tuple[float, bool]]:
+    """(scale, mirrored) of every view, the one that is nearest to the image as it is first."""
+    scales = sorted(plan.scales, key=lambda scale: abs(math.log(scale)))
+    return [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + plan.flip]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,7 @@ class Look:
     seen: Seen
 
 
-def looks(network: Network, image: Tensor, plan: InferencePlan, scale: float, mirrored: bool) -> Iterator[Look]:
+def looks(network: Network, image: Tensor, plan: InferenceConfig, scale: float, mirrored: bool) -> Iterator[Look]:
     """The windows of the image at one scale, mirrored or not, a few at a time; a single one for mode "whole"."""
     if scale != 1.0:
         wanted = [max(1, round(side * scale)) for side in image.shape[1:]]
@@ -122,10 +109,10 @@ def looks(network: Network, image: Tensor, plan: InferencePlan, scale: float, mi
         yield Look(view, group, (height, width), network.look(pieces))
 
 
-def first_looks(network: Network, image: Tensor, plan: InferencePlan) -> tuple[Iterable[Look], Tensor | None]:
+def first_looks(network: Network, image: Tensor, plan: InferenceConfig) -> tuple[Iterable[Look], Tensor | None]:
     """The looks at the view that an image is ranked by, and f32 [K], the largest score of each label in any of its
     windows. Without a label branch there are no scores, and windows are looked at when they are asked for."""
-    seen = looks(network, image, plan, *plan.views[0])
+    seen = looks(network, image, plan, *views(plan)[0])
     first = next(seen)
     if first.seen.label_logits is None:
         return chain([first], seen), None
@@ -135,24 +122,25 @@ def first_looks(network: Network, image: Tensor, plan: InferencePlan) -> tuple[I
 
 
 def rank_scores(
-    network: Network, image: Tensor, ranking: Ranking, plan: InferencePlan, *,
+    network: Network, image: Tensor, ranking: Ranking, plan: InferenceConfig, *,
     size: tuple[int, int], first: Iterable[Look] | None = None,
 ) -> Tensor:  # fmt: skip
     """Scores f32 [κ, H, W] of the ranks: logits of a single view, mean of the softmax of several.
 
     first: the looks at the first view, where they have been taken already.
     """
+    seen_as = views(plan)
     total: Tensor | None = None
-    for number, (scale, mirrored) in enumerate(plan.views):
+    for number, (scale, mirrored) in enumerate(seen_as):
         known = first if number == 0 else None
         seen = looks(network, image, plan, scale, mirrored) if known is None else known
         logits = view_logits(network, seen, ranking)
         logits = logits.flip(2) if mirrored else logits
         if logits.shape[1:] != size:
             logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-        if len(plan.views) == 1:
+        if len(seen_as) == 1:
             return logits
-        scores = logits.softmax(0).div_(len(plan.views))
+        scores = logits.softmax(0).div_(len(seen_as))
         total = scores if total is None else total.add_(scores)
     assert total is not None
     return total

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from kappaseg_core.backbones import build_backbone
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.ranking import complete_ranking
+from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.hosts.segmenter import Options, Segmenter
-from stage2_segmentation.inference import InferencePlan, rank_scores
+from stage2_segmentation.inference import rank_scores
 from stage2_segmentation.model import SegmentationModel
 from tests.parity.conftest import Reference
 from tests.parity.weights import load_mask_transformer, part
@@ -49,7 +50,7 @@ def published(reference: Callable[[str], Reference]) -> Iterator[tuple[Reference
         yield stored, SegmentationModel(backbone, host).eval()
 
 
-def scores(model: SegmentationModel, image: Tensor, plan: InferencePlan) -> Tensor:
+def scores(model: SegmentationModel, image: Tensor, plan: InferenceConfig) -> Tensor:
     """Image [1, 3, H, W] → [K, H, W] among all labels."""
     ranking = complete_ranking(1, len(model.host.cls_emb))
     return rank_scores(model, image[0], ranking, plan, size=(image.shape[2], image.shape[3]))
@@ -61,14 +62,14 @@ def test_the_whole_network_is_the_published_one(
 ) -> None:
     stored, model = published
     theirs = stored.arrays[logits][0]
-    ours = scores(model, stored.arrays[image], InferencePlan())
+    ours = scores(model, stored.arrays[image], InferenceConfig())
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 def test_sliding_windows_are_averaged_as_published(published: tuple[Reference, SegmentationModel]) -> None:
     stored, model = published
     window = stored.sizes["img"]
-    plan = InferencePlan(mode="slide", window=window, stride=2 * window // 3)
+    plan = InferenceConfig(mode="slide", window=window, stride=2 * window // 3)
     ours = scores(model, stored.arrays["big"], plan).softmax(0)
     theirs = stored.arrays["sliding"]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.max()))

@@ -13,8 +13,8 @@ from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
 from stage2_segmentation.branches import Seen
-from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.inference import InferencePlan, corners, looks, rank_scores, segmented, view_logits
+from stage2_segmentation.config import InferenceConfig, Stage2Config
+from stage2_segmentation.inference import corners, looks, rank_scores, segmented, view_logits
 from tests.tensors import PRIME, Created
 
 K, KAPPA, CELL = 7, 3, 4
@@ -60,19 +60,21 @@ def ranking_of(kappa: int = KAPPA, num_classes: int = K) -> Ranking:
     return top_kappa(torch.rand(1, num_classes, generator=torch.Generator().manual_seed(kappa)), kappa)
 
 
-WHOLE = InferencePlan()
-SLIDE = InferencePlan("slide", window=16, stride=8)
+WHOLE = InferenceConfig()
+SLIDE = InferenceConfig("slide", window=16, stride=8)
 
 
-def label_map(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan, *, size: tuple[int, int]) -> Tensor:
+def label_map(
+    network: Cells, image: Tensor, ranking: Ranking, plan: InferenceConfig, *, size: tuple[int, int]
+) -> Tensor:
     return segmented(network, image, ranking, plan, size=size).label_map
 
 
-def scores(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan, size: tuple[int, int]) -> Tensor:
+def scores(network: Cells, image: Tensor, ranking: Ranking, plan: InferenceConfig, size: tuple[int, int]) -> Tensor:
     return rank_scores(network, image, ranking, plan, size=size)
 
 
-def pixel_logits(network: Cells, image: Tensor, ranking: Ranking, plan: InferencePlan) -> Tensor:
+def pixel_logits(network: Cells, image: Tensor, ranking: Ranking, plan: InferenceConfig) -> Tensor:
     """Logits [κ, H, W] of the image as it is."""
     return view_logits(network, looks(network, image, plan, 1.0, False), ranking)
 
@@ -139,7 +141,7 @@ def test_cells_that_do_not_see_each_other_make_windows_invisible(network: Cells)
 
 
 @pytest.mark.parametrize("plan", [WHOLE, replace(WHOLE, scales=(0.5, 1.5)), SLIDE])
-def test_mirrored_views_change_nothing_for_a_symmetric_network(network: Cells, plan: InferencePlan) -> None:
+def test_mirrored_views_change_nothing_for_a_symmetric_network(network: Cells, plan: InferenceConfig) -> None:
     """Width in whole cells and windows; a wrong or missing mirror back shows at once."""
     image, ranking = image_of(24, 32), ranking_of()
     plain = scores(network, image, ranking, plan, (24, 32))
@@ -150,7 +152,7 @@ def test_mirrored_views_change_nothing_for_a_symmetric_network(network: Cells, p
 
 def test_several_views_are_averaged_after_the_softmax(network: Cells) -> None:
     image, ranking, size = image_of(23, 30), ranking_of(), (46, 60)
-    plan = InferencePlan(scales=(1.0, 0.5, 1.5), flip=True)
+    plan = InferenceConfig(scales=(1.0, 0.5, 1.5), flip=True)
     expected = torch.zeros(KAPPA, *size)
     for height, width in ((23, 30), (12, 15), (34, 45)):
         for mirrored in (False, True):
@@ -167,7 +169,7 @@ def test_several_views_are_averaged_after_the_softmax(network: Cells) -> None:
 
 def test_all_views_of_an_image_are_asked_for_the_same_labels(network: Cells) -> None:
     ranking = ranking_of()
-    plan = InferencePlan("slide", window=16, stride=8, scales=(1.0, 1.5), flip=True)
+    plan = InferenceConfig("slide", window=16, stride=8, scales=(1.0, 1.5), flip=True)
     label_map(network, image_of(30, 40), ranking, plan, size=(30, 40))
     assert sum(len(asked) for asked in network.asked) == 2 * (3 * 4 + 5 * 7)
     for asked in network.asked:
@@ -177,7 +179,7 @@ def test_all_views_of_an_image_are_asked_for_the_same_labels(network: Cells) -> 
 
 
 @pytest.mark.parametrize("plan", [WHOLE, SLIDE, replace(SLIDE, flip=True, scales=(0.75, 1.0))])
-def test_only_labels_of_the_ranking_are_predicted(network: Cells, plan: InferencePlan) -> None:
+def test_only_labels_of_the_ranking_are_predicted(network: Cells, plan: InferenceConfig) -> None:
     """Padding ranks stand for label 0, which is not kept here."""
     labels, valid = torch.tensor([[4, 2, 0, 0]]), torch.tensor([[True, True, False, False]])
     found = label_map(network, image_of(23, 30), Ranking(labels, valid.float(), valid), plan, size=(23, 30))
@@ -205,7 +207,7 @@ def test_with_all_labels_it_is_the_plain_argmax(network: Cells) -> None:
 
 
 @pytest.mark.parametrize("plan", [WHOLE, replace(SLIDE, flip=True, scales=(0.75, 1.0))])
-def test_no_tensor_has_an_axis_of_all_labels(plan: InferencePlan) -> None:
+def test_no_tensor_has_an_axis_of_all_labels(plan: InferenceConfig) -> None:
     network, ranking = Cells(PRIME), ranking_of(num_classes=PRIME)
     with Created() as created:
         label_map(network, image_of(23, 30), ranking, plan, size=(23, 30))

@@ -28,7 +28,7 @@ from stage2_segmentation.config import (
     joint_config,
 )
 from stage2_segmentation.evaluate import evaluate_model, load_segmentation, open_test_scenes
-from stage2_segmentation.inference import InferencePlan, segmented
+from stage2_segmentation.inference import segmented, views
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.sources.joint import Joint
 from stage2_segmentation.task import SegmentTask, forced_share, recalled
@@ -198,7 +198,7 @@ def test_a_label_of_one_window_is_ranked_for_the_whole_image() -> None:
     image = torch.zeros(3, 4, 16)
     image[0], image[1], image[2, :, 12:] = 0.5, 0.4, 2.0
     network = Windows()
-    plan = InferencePlan("slide", window=4, stride=4)
+    plan = InferenceConfig("slide", window=4, stride=4)
     found = segmented(network, image, OwnRanking(2), plan, size=(4, 16))
     assert found.ranking.labels.tolist() == [[2, 0]]
     assert found.label_map[0].tolist() == [0] * 12 + [2] * 4
@@ -211,9 +211,9 @@ def test_a_label_of_one_window_is_ranked_for_the_whole_image() -> None:
 def test_all_scales_and_flips_share_the_ranking_of_the_image_as_it_is() -> None:
     network = Windows()
     image = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
-    plan = InferencePlan(scales=(0.5, 1.25), flip=True)
+    plan = InferenceConfig(scales=(0.5, 1.25), flip=True)
     found = segmented(network, image, OwnRanking(2), plan, size=(8, 12))
-    assert plan.views[0] == (1.25, False)
+    assert views(plan)[0] == (1.25, False)
     assert network.looked == 4
     assert all(torch.equal(asked.labels, found.ranking.labels) for asked in network.asked)
 
