@@ -180,6 +180,7 @@ class Trainer:
     def evaluate(self, evaluate: Evaluate) -> None:
         """Evaluate the result so far; remember whether it is the best."""
         network = self.result.eval()
+        self.place.share_buffers(network)  # all judge the network that the first one keeps
         values = evaluate(network)
         value, best = values[self.metric], self.numbers["best"]
         better = best is None or value > best

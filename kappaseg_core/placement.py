@@ -51,6 +51,12 @@ class Placement:
         dist.broadcast(shared, 0)
         return bool(shared.item())
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every worker the first one's buffers: batch-norm statistics are of each worker's own images."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
     def wait(self) -> None:
         """Until every worker is here."""
         if self.world > 1:
