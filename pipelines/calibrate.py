@@ -67,9 +67,12 @@ def calibrated_source(
     everything = replace(config, source=replace(config.source, test_kappa=all_ranks(config, len(scenes.class_names))))
     whole = source_for(everything, scenes, at_test=True)
     source = whole if split is None else source_for(everything, known, at_test=True)
-    rankings = rankings_of(model, known, source, config, here)
     pixels = torch.from_numpy(label_counts(known)).long()
-    return Calibrated(whole, calibrate(rankings, pixels, alpha=alpha), whole.fingerprint), test
+    labelled = pixels.sum(1).nonzero().flatten()  # others say nothing, and do not count in the coverage that is found
+    if not len(labelled):
+        raise UserError(f"no image to calibrate on, of {known.split}, has a labelled pixel; use --calibration SPLIT")
+    rankings = rankings_of(model, Subset(known, labelled.tolist()), source, config, here)
+    return Calibrated(whole, calibrate(rankings, pixels[labelled], alpha=alpha), whole.fingerprint), test
 
 
 def refuse_seen(known: SceneSet, test: SceneSet, train: SceneSet) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from kappaseg_core.conformal import calibrate
 from kappaseg_core.ranking import OwnRanking, Ranking, top_kappa
@@ -67,6 +68,16 @@ def test_what_cannot_be_promised_is_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kappaseg: ")]
     assert message in line
     assert chain.files() == before
+
+
+def test_images_without_a_label_are_nothing_to_calibrate_on(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("v0", "v1"):
+        with Image.open(chain.mask(name)) as mask:
+            size = mask.size
+        Image.new("L", size, 255).save(chain.mask(name))
+    words = ["--alpha", "0.6", "--data.root", str(chain.data)]
+    assert main(["evaluate", str(chain.out / "stage2-cache"), *words]) == 2
+    assert "no image to calibrate on, of val, has a labelled pixel" in capsys.readouterr().err
 
 
 def test_the_halves_are_disjoint_and_do_not_depend_on_the_order() -> None:
