@@ -10,6 +10,8 @@
 | known labels would gain far more | Fig. 3                         | joint or independent < oracle            |
 | accuracy follows the ranker      | Table 2                        | weaker ranker < stronger ranker          |
 
+Those of Table 3 once more for every other number of steps that a baseline was trained for.
+
 A claim holds where both intervals of the difference lie above zero (pipelines.benchmark.compare), does not hold where
 both lie below, and is otherwise not decided by these runs.
 """
@@ -24,6 +26,12 @@ from pipelines.benchmark.records import Records, Value
 
 #: rank scale with one temperature → the one that is the same but for a temperature per rank
 SHARED = {"shared": "rank", "shared_norm": "layer_norm"}
+#: Table 3: claim, role that should be better, role that should be worse
+SCHEMES = (
+    ("the independent scheme beats the baseline", "independent", "baseline"),
+    ("the joint scheme beats the baseline", "joint", "baseline"),
+    ("the joint scheme is at least as good as the independent one", "joint", "independent"),
+)
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 
 
@@ -46,18 +54,16 @@ def verdict(found: Difference) -> str:
 def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
     """(claim, scheme that should be better, scheme that should be worse), as far as there are such schemes."""
     role = roles(records)
-    wanted = [
+    wanted = (
         ("the label loss alone helps (MT)", "MT", "baseline"),
         ("selecting labels helps on top (MT + LS)", "MT+LS", "MT"),
         ("a temperature per rank helps on top (MT + LS + RA)", "MT+LS+RA", "MT+LS"),
         ("selection and a temperature per rank help on top of MT", "MT+LS+RA", "MT"),
-        ("the independent scheme beats the baseline", "independent", "baseline"),
-        ("the joint scheme beats the baseline", "joint", "baseline"),
-        ("the joint scheme is at least as good as the independent one", "joint", "independent"),
+        *SCHEMES,
         ("known labels would gain over the baseline", "oracle", "baseline"),
         ("known labels would gain over the joint scheme", "oracle", "joint"),
         ("known labels would gain over the independent scheme", "oracle", "independent"),
-    ]
+    )
     for claim, better, worse in wanted:
         if better in role and worse in role and role[better] != role[worse]:
             yield claim, role[better], role[worse]
@@ -65,6 +71,11 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
             absent = ", ".join(name for name in (better, worse) if name not in role)
             why = f"no scheme that is {absent}" if absent else f"{better} and {worse} are one scheme"
             records.lacks(f"claim “{claim}”: {why}")
+    for steps in other_steps(records):
+        longer = roles(records, steps)
+        for claim, better, worse in SCHEMES:
+            if better in longer and worse in longer:
+                yield f"{claim}, {steps:,} steps", longer[better], longer[worse]
     by_ranker = rankers(records)
     if len(by_ranker) > 1:
         (weak, _), (strong, _) = by_ranker[0], by_ranker[-1]
@@ -73,14 +84,32 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
         records.lacks("claim “accuracy follows the ranker”: fewer than two rankers of one independent scheme")
 
 
-def roles(records: Records) -> dict[str, str]:
+def other_steps(records: Records) -> list[int]:
+    """For how many steps further baselines are trained, beside the one that the others are held against."""
+    main = roles(records).get("baseline")
+    steps = {name: facts(records, name)["steps"] for name in records.schemes if is_baseline(records, name)}
+    return sorted({count for count in steps.values() if count != steps.get(str(main))})
+
+
+def is_baseline(records: Records, scheme: str) -> bool:
+    """Whether a scheme is a plain network among all labels, trained for itself and measured."""
+    what = facts(records, scheme) if records.of(scheme) else {}
+    return (
+        bool(what) and what["of"] is None and what["labels"] == "none" and {what["train"], what["test"]} == {"complete"}
+    )
+
+
+def roles(records: Records, steps: int | None = None) -> dict[str, str]:
     """What a scheme is in the paper's terms → the first scheme of the plan that is it.
 
     Read from what the measured networks are made of, not from their names. The baseline is a plain network, also where
     the benchmark compares with another scheme. MT is of the label head of the joint scheme, MT + LS too; MT + LS + RA
     differs from MT + LS in nothing but the rank scale, and is the joint scheme itself where there is no MT + LS.
+    steps: among schemes of that many steps; None = of any number, the first of the plan.
     """
     found = {name: facts(records, name) for name in records.schemes if records.of(name)}
+    if steps is not None:
+        found = {name: what for name, what in found.items() if what["steps"] == steps}
     role: dict[str, str] = {}
 
     def first(called: str, fits: Callable[[Value], bool]) -> None:
@@ -91,13 +120,9 @@ def roles(records: Records) -> dict[str, str]:
     def trained(what: Value, source: str) -> bool:
         return what["of"] is None and what["train"] == what["test"] == source
 
-    def plain(what: Value) -> bool:
-        return trained(what, "complete") and what["labels"] == "none"
-
-    if records.baseline in found and plain(found[records.baseline]):
-        role["baseline"] = records.baseline
-    else:
-        first("baseline", plain)
+    plain = [name for name in found if is_baseline(records, name)]
+    if plain:
+        role["baseline"] = records.baseline if records.baseline in plain else plain[0]
     first("independent", lambda what: trained(what, "cache"))
     first("joint", lambda what: trained(what, "joint") and what["rank_scale"] not in SHARED)
     first("oracle", lambda what: trained(what, "oracle"))

@@ -34,6 +34,7 @@ class MadeUp:
     test: str | None = None
     missed: str = "ignore"
     precision: float = 0.8
+    steps: int = 7
     kappas: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -134,7 +135,7 @@ def measurement(folder: Path, scheme: MadeUp, right: float, seed: int) -> None:
         "split": "val", "source": {"train": scheme.source, "test": test},
         "kappa": None if scheme.source in ("complete", "oracle") else 5, "class_names": names(),
         "network": {"backbone": "b", "host": "segmenter", "labels": scheme.labels, "rank_scale": scheme.rank_scale,
-                    "missed": scheme.missed, "steps": 7},
+                    "missed": scheme.missed, "steps": scheme.steps},
         "inference": {"mode": "whole"},
         **tally.numbers(), "presence": of[test], **presence_quality(tally.scores, tally.truth, LABELS),
         "train_images": list(range(1, LABELS + 1)), "train_labels_per_image": histogram(np.array([2, 3, 3, 4])),

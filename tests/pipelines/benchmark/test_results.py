@@ -234,6 +234,21 @@ def test_a_claim_on_one_scheme_alone_says_so(tmp_path: Path) -> None:
     assert not [line for line in missing if line.endswith("no scheme that is ")]
 
 
+def test_longer_training_is_compared_with_longer_training(tmp_path: Path) -> None:
+    schemes = {
+        "plain": MadeUp("complete", 0.4), "two": MadeUp("cache", 0.6, ranker="good"),
+        "longer plain": MadeUp("complete", 0.9, steps=20),
+        "longer two": MadeUp("cache", 0.6, ranker="good", steps=20),
+        "longest two": MadeUp("cache", 0.9, ranker="good", steps=30),
+    }  # fmt: skip
+    claims = write_results(make_up(tmp_path / "out", schemes))["claims"]
+    found = {claim["claim"]: (claim["better"], claim["worse"], claim["verdict"]) for claim in claims}
+    assert found == {
+        "the independent scheme beats the baseline": ("two", "plain", "holds"),
+        "the independent scheme beats the baseline, 20 steps": ("longer two", "longer plain", "does not hold"),
+    }
+
+
 def test_rankers_are_compared_where_nothing_else_differs(out: Path) -> None:
     for seed in range(3):
         change(
