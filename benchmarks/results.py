@@ -200,7 +200,7 @@ def at_more_steps(results: Mapping[str, Any]) -> Iterator[str]:
 
     longer = [name for name in schemes if name.endswith("-long") and schemes[name]["miou"] is not None]
     if longer:
-        shorter = [name.removesuffix("-long") for name in longer]
+        shorter = [name for name in ("baseline", "joint", "independent") if name in schemes]
         yield f"{'; '.join(map(told, shorter))}. Longer: {'; '.join(map(told, longer))}."
 
 
