@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ class SideBySide:
     def file(self) -> Path:
         return HERE / "results" / f"{self.name}_benchmark.json"
 
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return read_results(self.file)
+
+    @property
+    def source(self) -> str:
+        return f"benchmarks/results/{self.file.name}"
+
     @property
     def command(self) -> str:
         folder = self.config.split("/")[0]
@@ -163,8 +172,7 @@ def main() -> None:
 
 def reading(studies: Sequence[SideBySide]) -> Section:
     """Every claim of the paper over all studies, and what more training changes."""
-    found = {study: read_results(study.file) for study in studies}
-    whole = {study: results for study, results in found.items() if "baseline" in results["roles"]}
+    whole = {study: study.results for study in studies if "baseline" in study.results["roles"]}
     claims = list(dict.fromkeys(claim["claim"] for results in whole.values() for claim in results["claims"]))
     rows = tuple((claim, *(held(results, claim) for results in whole.values())) for claim in claims)
     columns = ("claim", *(study.short for study in whole))
@@ -174,8 +182,8 @@ def reading(studies: Sequence[SideBySide]) -> Section:
         "rows with more steps are trained for equally many; no training of the paper's size is among them."
     )
     longer = [f"- {study.short}: {line}" for study, results in whole.items() for line in at_more_steps(results)]
-    files = [f"benchmarks/results/{study.file.name}" for study in whole]
-    parts = [about, markdown_table(columns, rows), "\n".join(longer), read_from(*files)]
+    files = read_from(*(study.source for study in whole))
+    parts = [about, markdown_table(columns, rows), "\n".join(longer), files]
     return Section("What holds here", tuple(part for part in parts if part))
 
 
@@ -206,24 +214,24 @@ def at_more_steps(results: Mapping[str, Any]) -> Iterator[str]:
 
 def side_by_side(study: SideBySide) -> Section:
     """What `kappaseg benchmark` found, with its verdicts."""
-    results = read_results(study.file)
+    results = study.results
     steps = sorted({e["network"]["steps"] for e in results["schemes"].values() if e["network"] and not e["of"]})
     how = (
         f"{study.about} A network is trained for {' or '.join(f'{count:,}' for count in steps)} steps. Two steps of "
         "the benchmark ran at a time on two cores, with other work beside them, so processor time tells more than "
         "seconds; the networks were timed alone, taking turns."
     )
-    source = f"benchmarks/results/{study.file.name}"
-    return Section(study.title, (how, results_tables(results), f"```sh\n{study.command}\n```", read_from(source)))
+    command = f"```sh\n{study.command}\n```"
+    return Section(study.title, (how, results_tables(results), command, read_from(study.source)))
 
 
 def cost_over_sizes(studies: Sequence[SideBySide]) -> Iterator[Section]:
     """The same schemes over vocabularies of different sizes, once two have been run."""
-    table = cost_against_k([read_results(study.file) for study in studies])
+    table = cost_against_k([study.results for study in studies])
     if table is not None:
-        sources = [f"benchmarks/results/{study.file.name}" for study in studies]
         text = f"{markdown_table(table.columns, table.rows)}\n\n{table.note}"
-        yield Section("Synthetic scenes: cost against the size of the vocabulary", (text, read_from(*sources)))
+        files = read_from(*(study.source for study in studies))
+        yield Section("Synthetic scenes: cost against the size of the vocabulary", (text, files))
 
 
 def read_from(*files: str) -> str:

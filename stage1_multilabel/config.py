@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kappaseg_core.config import BackboneConfig, DataConfig, LabelLossConfig, LoopConfig, OptimConfig
+from kappaseg_core.config import (
+    BackboneConfig,
+    DataConfig,
+    LabelLossConfig,
+    LoopConfig,
+    OptimConfig,
+    refuse_below,
+)
 
 
 @dataclass(frozen=True)
@@ -95,5 +102,4 @@ class RankConfig:
     def __post_init__(self) -> None:
         if self.folds == 1 or self.folds < 0:
             raise ValueError(f"folds = {self.folds}, wanted 0 (in-sample) or at least 2")
-        if self.kappa < 1:
-            raise ValueError(f"kappa = {self.kappa}, wanted at least 1")
+        refuse_below(1, self, "kappa")

@@ -71,7 +71,7 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
             absent = ", ".join(name for name in (better, worse) if name not in role)
             why = f"no scheme that is {absent}" if absent else f"{better} and {worse} are one scheme"
             records.lacks(f"claim “{claim}”: {why}")
-    for steps in other_steps(records):
+    for steps in other_steps(records, role.get("baseline")):
         longer = roles(records, steps)
         for claim, better, worse in SCHEMES:
             if better in longer and worse in longer:
@@ -84,19 +84,20 @@ def pairs(records: Records) -> Iterator[tuple[str, str, str]]:
         records.lacks("claim “accuracy follows the ranker”: fewer than two rankers of one independent scheme")
 
 
-def other_steps(records: Records) -> list[int]:
+def other_steps(records: Records, baseline: str | None) -> list[int]:
     """For how many steps further baselines are trained, beside the one that the others are held against."""
-    main = roles(records).get("baseline")
-    steps = {name: facts(records, name)["steps"] for name in records.schemes if is_baseline(records, name)}
-    return sorted({count for count in steps.values() if count != steps.get(str(main))})
+    steps = {name: what["steps"] for name, what in all_facts(records).items() if is_baseline(what)}
+    return sorted(set(steps.values()) - {steps[name] for name in steps if name == baseline})
 
 
-def is_baseline(records: Records, scheme: str) -> bool:
-    """Whether a scheme is a plain network among all labels, trained for itself and measured."""
-    what = facts(records, scheme) if records.of(scheme) else {}
-    return (
-        bool(what) and what["of"] is None and what["labels"] == "none" and {what["train"], what["test"]} == {"complete"}
-    )
+def trained(what: Value, source: str) -> bool:
+    """Whether a network was trained for this scheme, and is tested, on rankings of that source."""
+    return what["of"] is None and what["train"] == what["test"] == source
+
+
+def is_baseline(what: Value) -> bool:
+    """Whether it is a plain network among all labels."""
+    return trained(what, "complete") and what["labels"] == "none"
 
 
 def roles(records: Records, steps: int | None = None) -> dict[str, str]:
@@ -107,9 +108,7 @@ def roles(records: Records, steps: int | None = None) -> dict[str, str]:
     differs from MT + LS in nothing but the rank scale, and is the joint scheme itself where there is no MT + LS.
     steps: among schemes of that many steps; None = of any number, the first of the plan.
     """
-    found = {name: facts(records, name) for name in records.schemes if records.of(name)}
-    if steps is not None:
-        found = {name: what for name, what in found.items() if what["steps"] == steps}
+    found = {name: what for name, what in all_facts(records).items() if steps in (None, what["steps"])}
     role: dict[str, str] = {}
 
     def first(called: str, fits: Callable[[Value], bool]) -> None:
@@ -117,10 +116,7 @@ def roles(records: Records, steps: int | None = None) -> dict[str, str]:
         if match is not None:
             role[called] = match
 
-    def trained(what: Value, source: str) -> bool:
-        return what["of"] is None and what["train"] == what["test"] == source
-
-    plain = [name for name in found if is_baseline(records, name)]
+    plain = [name for name, what in found.items() if is_baseline(what)]
     if plain:
         role["baseline"] = records.baseline if records.baseline in plain else plain[0]
     first("independent", lambda what: trained(what, "cache"))
@@ -136,6 +132,11 @@ def roles(records: Records, steps: int | None = None) -> dict[str, str]:
     elif "joint" in role:
         role["MT+LS+RA"] = role["joint"]
     return role
+
+
+def all_facts(records: Records) -> dict[str, Value]:
+    """Of every scheme that was measured, in the plan's order."""
+    return {name: facts(records, name) for name in records.schemes if records.of(name)}
 
 
 def facts(records: Records, scheme: str) -> dict[str, Any]:

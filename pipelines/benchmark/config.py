@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kappaseg_core.config import DataConfig, load_config, override
+from kappaseg_core.config import DataConfig, load_config, override, refuse_below
 from kappaseg_core.errors import UserError
 
 #: groups whose settings are those of another verb: `--stage2.loop.steps 20` is `--loop.steps 20` of run-stage2
@@ -90,9 +90,8 @@ class BenchmarkSettings:
     """GPUs that a step reserves in Ray, a fraction where several may share one; null = one where there are any"""
 
     def __post_init__(self) -> None:
-        for name, least in (("gallery", 0), ("attempts", 1), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)}, wanted at least {least}")
+        refuse_below(0, self, "gallery")
+        refuse_below(1, self, "attempts", "threads")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}, wanted at least one, each once")
         if any(kappa < 1 for kappa in self.test_kappas):

@@ -23,6 +23,7 @@ from typing import Any
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import file_sha256, write_text
+from pipelines.benchmark import child
 from pipelines.benchmark.inputs import commit
 from pipelines.benchmark.plan import Plan, Step
 
@@ -79,7 +80,7 @@ def begun_file(out: Path, name: str) -> Path:
 
 
 def log_file(out: Path, name: str) -> Path:
-    return out / "steps" / f"{name}.log"
+    return child.log_of(str(out), name)
 
 
 def log_bytes(out: Path, name: str) -> int:

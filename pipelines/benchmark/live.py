@@ -52,9 +52,8 @@ class View:
         self.shown = now
         if self.live is None:
             for name in changed:
-                if states[name].status == "queued":
-                    continue
-                print(line(name, states[name]), file=sys.stderr, flush=True)
+                if states[name].status != "queued":
+                    print(line(name, states[name]), file=sys.stderr, flush=True)
         elif changed or time.monotonic() >= self.next:
             self.next = time.monotonic() + SHOW_SECONDS
             self.live.update(self.table(states), refresh=True)
