@@ -35,17 +35,22 @@ class Expectation(TypedDict, total=False):
     kappa: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # frozen would cost half a µs of three
 class Lookup:
     """Rankings of n images in the order asked for. `labels, scores = cache.lookup(ids, kappa)` works too.
 
-    labels: i32 [n, κ], most probable first.      scores: f32 [n, κ].      source: text [n], one of rows.SOURCES.
+    labels: i32 [n, κ], most probable first.      scores: f32 [n, κ].      source_codes: i8 [n], places in rows.SOURCES.
     """
 
     image_ids: tuple[str, ...]
     labels: NDArray[np.int32]
     scores: NDArray[np.float32]
-    source: NDArray[np.str_]
+    source_codes: NDArray[np.int8]
+
+    @property
+    def source(self) -> NDArray[np.str_]:
+        """How the classifier that ranked each image relates to it: text [n], one of rows.SOURCES."""
+        return source_names(self.source_codes)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return iter((self.labels, self.scores))
@@ -122,7 +127,7 @@ class LabelCache:
 
     def ids(self, split: str) -> tuple[str, ...]:
         """Image ids of a split in the order of its rows."""
-        return tuple(map(self.index.image_id, self._rows_of(split)))
+        return tuple(map(self.index.image_id, self.rows(split)))
 
     def lookup(self, ids: str | Sequence[str], kappa: int | None = None) -> Lookup:
         """The first κ labels and scores of one image or many, in the order asked for; all k where κ is not given.
@@ -150,7 +155,7 @@ class LabelCache:
 
     def read_split(self, split: str) -> Columns:
         """All rows of a split from its parts, size, sha256 and page checksums verified; copied only to join parts."""
-        self._rows_of(split)
+        self.rows(split)
         self.require_unchanged()
         parts = [part for part in self.manifest.parts if part.split == split]
         return concatenate([read_part(self.path, part, key=self.key) for part in parts])
@@ -167,7 +172,8 @@ class LabelCache:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_index": None}
 
-    def _rows_of(self, split: str) -> range:
+    def rows(self, split: str) -> range:
+        """Row numbers of a split, in the index. Raises CacheError for a split that is not there."""
         if split not in self._rows:
             raise CacheError(
                 f"split {split!r} is not in cache {self.path}, which holds {', '.join(self.splits)}; rank it first"
@@ -194,7 +200,7 @@ def _answer(names: tuple[str, ...], index: Index, rows: slice | NDArray[np.int64
         names,
         index.labels[rows, :kappa].astype(np.int32),
         index.scores[rows, :kappa].astype(np.float32),
-        source_names(index.sources[rows]),
+        index.sources[rows],
     )
 
 

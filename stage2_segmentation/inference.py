@@ -23,6 +23,8 @@ from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import to_pixels
 
 WINDOWS_AT_ONCE = 4
+#: of the ranks of an image that are resized together: 256 MiB
+SCORES_AT_ONCE = 2**26
 
 
 class Network(Protocol):
@@ -60,8 +62,38 @@ def segmented(
     first, label_scores = first_looks(network, image, plan)
     if isinstance(ranking, OwnRanking):
         ranking = ranking.of(one_image(label_scores))
-    ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
+    if len(views(plan)) == 1:
+        ranks = best_ranks(view_logits(network, first, ranking), size)
+    else:
+        ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
     return Segmented(to_label_space(ranks[None], ranking)[0], ranking, label_scores)
+
+
+def best_ranks(logits: Tensor, size: tuple[int, int], *, at_once: int = SCORES_AT_ONCE) -> Tensor:
+    """The rank of each pixel, i64 [H, W]: arg-max of logits f32 [κ, h, w] after bilinear resizing to `size`.
+
+    Some ranks are resized at a time, at most `at_once` scores, so that a large photograph among many labels does not
+    need κ × H × W of them.
+    """
+    step = max(1, at_once // (size[0] * size[1]))
+    best = ranks = None
+    for start in range(0, len(logits), step):
+        some = resized(logits[start : start + step], size)
+        if best is None or ranks is None:
+            best, ranks = some.max(0)
+            continue
+        height, rank = some.max(0)
+        higher = height > best
+        best = torch.where(higher, height, best)
+        ranks = torch.where(higher, rank + start, ranks)
+    assert ranks is not None
+    return ranks
+
+
+def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if logits.shape[1:] == size:
+        return logits
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferenceConfig) -> Ranking:
@@ -136,8 +168,7 @@ def rank_scores(
         seen = looks(network, image, plan, scale, mirrored) if known is None else known
         logits = view_logits(network, seen, ranking)
         logits = logits.flip(2) if mirrored else logits
-        if logits.shape[1:] != size:
-            logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        logits = resized(logits, size)
         if len(seen_as) == 1:
             return logits
         scores = logits.softmax(0).div_(len(seen_as))

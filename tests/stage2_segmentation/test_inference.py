@@ -14,7 +14,7 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
 from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig, Stage2Config
-from stage2_segmentation.inference import corners, looks, rank_scores, segmented, view_logits
+from stage2_segmentation.inference import best_ranks, corners, looks, rank_scores, segmented, view_logits
 from tests.tensors import PRIME, Created
 
 K, KAPPA, CELL = 7, 3, 4
@@ -213,3 +213,12 @@ def test_no_tensor_has_an_axis_of_all_labels(plan: InferenceConfig) -> None:
         label_map(network, image_of(23, 30), ranking, plan, size=(23, 30))
     assert len(created.tensors) > 5
     assert created.shapes_with(PRIME) == []
+
+
+@pytest.mark.parametrize("at_once", [1, 13 * 17, 3 * 13 * 17, 10**9])
+def test_ranks_resized_in_portions_are_those_resized_together(at_once: int) -> None:
+    logits = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[5:] = -1e4  # padding
+    together = F.interpolate(logits[None], (13, 17), mode="bilinear", align_corners=False)[0].argmax(0)
+    assert torch.equal(best_ranks(logits, (13, 17), at_once=at_once), together)
+    assert torch.equal(best_ranks(logits, (5, 6), at_once=at_once), logits.argmax(0))
