@@ -15,13 +15,14 @@ PACKAGES := stage1_multilabel stage2_segmentation label_cache pipelines kappaseg
 SOURCES := $(PACKAGES) tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint types imports format clean
+.PHONY: help env demo test browser check lint types imports format clean
 
 help:
 	@echo "make demo    install and run the whole pipeline on synthetic scenes; ends with an HTML report"
 	@echo "make test    install and run the test suite"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files the way make check wants them"
+	@echo "make browser installs Chromium where apt-get can, for the tests of the page; without it they are skipped"
 	@echo "make clean   remove the environment and all caches (not runs/)"
 
 env: $(STAMP)
@@ -38,6 +39,11 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  echo "no Chromium, and it cannot be installed here: the tests of the page are skipped"
 
 check: lint types imports
 

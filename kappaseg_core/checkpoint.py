@@ -40,6 +40,7 @@ from kappaseg_core.structures import SceneSet
 #: among them because what they lead to is compared by fingerprint (`inputs`).
 FREE_SETTINGS = {
     "loop.loader_workers", "loop.save_every", "out", "name", "data.root", "backbone.weights", "source.cache",
+    "source.url",
 }  # fmt: skip
 FREE_KEYS = {f"config.{name}" for name in FREE_SETTINGS}
 

@@ -26,7 +26,7 @@ from label_cache import LabelCache
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import label_ranking
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.sources import Source
+from stage2_segmentation.sources import Source, scene_ranking
 from stage2_segmentation.train import source_for
 
 
@@ -38,8 +38,10 @@ class Calibrated:
     calibration: Calibration
     fingerprint: str
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking | OwnRanking:
-        found = self.source(image_ids, mask)
+    def __call__(
+        self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None
+    ) -> Ranking | OwnRanking:
+        found = self.source(image_ids, mask, image)
         if isinstance(found, OwnRanking):
             return replace(found, keep=self.calibration.keep)
         return self.calibration.keep(found)
@@ -107,9 +109,8 @@ def rankings_of(
     with Meter(f"ranking {scenes.split}", len(scenes), unit="image") as meter:
         for index in range(len(scenes)):
             scene = scenes[index]
-            mask = torch.from_numpy(scene.mask).long()[None]
             image = torch.from_numpy(scene.image)
-            found.append(label_ranking(model, image, source([scene.image_id], mask), config.inference, here))
+            found.append(label_ranking(model, image, scene_ranking(source, scene), config.inference, here))
             meter.advance()
     kappa = max(ranking.kappa for ranking in found)
     columns = zip(*((r.labels, r.scores, r.valid) for r in (padded(r, kappa) for r in found)), strict=True)

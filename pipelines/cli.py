@@ -128,6 +128,27 @@ def build_parser() -> Parser:
         "--to", default="predictions", metavar="DIR", help="where the pictures go (default: predictions)"
     )
     predict.add_argument("--classifier", metavar="RUN", help="classifier that ranks (default: stage1 beside RUN)")
+    predict.add_argument(
+        "--source", metavar="NAME", help="where rankings come from, for example service (--source.test)"
+    )
+    predict.add_argument("--url", help="address of the ranking service, for --source service (--source.url)")
+
+    serve = verb(
+        verbs, "serve", run_serve, "classifier, label look-ups and segmentation over HTTP, with a page to see them",
+        settings="pipelines.service.config:ServeConfig",
+    )  # fmt: skip
+    serve.add_argument("--classifier", metavar="RUN", help="classifier that ranks new images (OUT/stage1)")
+    serve.add_argument(
+        "--cache", metavar="DIR", action="append", default=[],
+        help="label cache to look up, DIR or NAME=DIR; may be given several times",
+    )  # fmt: skip
+    serve.add_argument("--segmenter", metavar="RUN", help="network that segments (OUT/stage2-…)")
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1); others than loopback need a token")
+    serve.add_argument("--port", type=int, help="default: 8000; 0 = any free one")
+    serve.add_argument("--token-file", metavar="FILE", help="tokens that are let in, one a line")
+    serve.add_argument(
+        "--cors", metavar="ORIGIN", action="append", default=[], help="origin of another page that may ask"
+    )
 
     lookup = verb(verbs, "lookup", run_lookup, "the ranked labels of images, from a cache (needs no torch)")
     lookup.add_argument("cache", metavar="CACHE", help="cache directory, for example OUT/labels")
@@ -273,10 +294,32 @@ def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.predict import predict_images
 
     classifier = Path(arguments.classifier) if arguments.classifier else None
+    settings = without_weights(split_settings(rest))
+    short = {"source.test": arguments.source, "source.url": arguments.url}
+    settings += [(name, value) for name, value in short.items() if value is not None]
     predict_images(
         Path(arguments.what), [Path(image) for image in arguments.images], Path(arguments.to),
-        settings=without_weights(split_settings(rest)), classifier=classifier,
+        settings=settings, classifier=classifier,
     )  # fmt: skip
+
+
+def run_serve(arguments: argparse.Namespace, rest: list[str]) -> int:
+    values: dict[str, Any] = {"caches": arguments.cache, "cors": arguments.cors}
+    given = {name: getattr(arguments, name) for name in ("classifier", "segmenter", "host", "port", "token_file")}
+    values |= {name: value for name, value in given.items() if value is not None}
+    for name, text in split_settings(rest):
+        override(values, name, text)
+    from pipelines.service.config import ServeConfig
+
+    config = build(ServeConfig, values, source="command line")
+    config.tokens()
+    try:
+        from pipelines.service.run import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"kappaseg serve needs {error.name}, which is missing; pip install 'kappaseg[service]'"
+        ) from None
+    return serve(config)
 
 
 def run_lookup(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -31,7 +31,10 @@ from stage2_segmentation.sources import Source, source_module
 from stage2_segmentation.train import source_for
 
 #: settings that an evaluation may change; the others are part of the trained network
-EVALUATION_SETTINGS = ("data", "source.test", "source.test_kappa", "source.cache", "inference", "loop")
+EVALUATION_SETTINGS = (
+    "data", "source.test", "source.test_kappa", "source.cache", "source.url", "source.service_cache", "inference",
+    "loop",
+)  # fmt: skip
 
 
 def runs_and_settings(

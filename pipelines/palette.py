@@ -41,6 +41,12 @@ def palette(num_classes: int) -> np.ndarray:
     return colours
 
 
+@cache
+def hex_colours(num_classes: int) -> tuple[str, ...]:
+    """The same as CSS writes them: #rrggbb."""
+    return tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(num_classes).tolist())
+
+
 def candidates(count: int) -> np.ndarray:
     """The first `count` distinct colours, u8 [count, 3], of one endless sequence through hue, lightness and chroma.
 

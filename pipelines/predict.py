@@ -26,6 +26,7 @@ from stage1_multilabel.live import LiveClassifier
 from stage1_multilabel.rank import Ranker
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import load_segmentation, segment_image
+from stage2_segmentation.sources import SourceInputs, service
 
 
 def predict_images(
@@ -100,6 +101,8 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
         return lambda picture: own
     if config.source.at_test == "oracle" and classifier is None:
         raise UserError("this run is tested on the ground truth, which a new image does not have; add --classifier RUN")
+    if config.source.at_test == "service" and classifier is None:
+        return service_ranking(config.source.url, class_names, kappa)
     if config.source.cache is not None and classifier is None:
         raise UserError(
             f"this run is tested on the rankings in {config.source.cache}, which do not say where their classifier "
@@ -112,7 +115,14 @@ def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier:
             "give the one that it was trained with"
         )
     say(f"ranking with {ranker.run}, κ = {kappa}")
-    return LiveClassifier.of(ranker, kappa, here.device)
+    return LiveClassifier.of(ranker, kappa, Placement(device=here.device))
+
+
+def service_ranking(url: str | None, class_names: tuple[str, ...], kappa: int) -> Any:
+    """Image u8 [3, H, W] → Ranking, by the classifier of a ranking service."""
+    source = service.build(SourceInputs(kappa, class_names, splits={}, cache=Path(), url=url))
+    say(f"ranking with the service at {url}, κ = {kappa}")
+    return source.live
 
 
 def read_photo(path: Path) -> NDArray[Any]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import Ranking, top_kappa
 from stage1_multilabel.augment import EvalImages
 from stage1_multilabel.classifier import Classifier
@@ -22,15 +24,23 @@ class LiveClassifier:
     model: Classifier
     images: EvalImages
     kappa: int
-    device: torch.device
+    here: Placement
 
     @classmethod
-    def of(cls, ranker: Ranker, kappa: int, device: torch.device) -> LiveClassifier:
-        model = ranker.load(device)
+    def of(cls, ranker: Ranker, kappa: int, here: Placement) -> LiveClassifier:
+        model = ranker.load(here.device)
         images = EvalImages(ranker.config.augment.image_size, model.backbone.mean, model.backbone.std)
-        return cls(model, images, kappa, device)
+        return cls(model, images, kappa, here)
 
     def __call__(self, image: NDArray[Any]) -> Ranking:
-        with torch.inference_mode():
-            logits = self.model(self.images(image)[None].to(self.device))
+        return self.rank(self.prepared(image)[None])
+
+    def prepared(self, image: NDArray[Any]) -> Tensor:
+        """An image of any size as the classifier takes it, f32 [3, S, S]."""
+        return self.images(image)
+
+    def rank(self, images: Tensor) -> Ranking:
+        """The rankings of prepared images f32 [B, 3, S, S]."""
+        with torch.inference_mode(), self.here.autocast():
+            logits = self.model(images.to(self.here.device))
         return top_kappa(label_scores(logits).cpu(), self.kappa)

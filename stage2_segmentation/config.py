@@ -38,7 +38,7 @@ class SourceConfig:
 
     train: str = "cache"
     """module of stage2_segmentation.sources used in training: cache, joint (the network's own label branch), oracle
-    (ground truth), complete (all K labels)"""
+    (ground truth), complete (all K labels), service (a ranking service)"""
     test: str | None = None
     """the same for evaluation; null = as in training. `complete` and then `oracle` is the paper's "GT (eval only)"."""
     kappa: int | None = 50
@@ -53,6 +53,10 @@ class SourceConfig:
     """share of the training over which `force` and `mix` give way to `ignore`: for ever fewer images; null = never"""
     cache: str | None = None
     """directory of the label cache; null = OUT/labels"""
+    url: str | None = None
+    """address of the ranking service, for `service`"""
+    service_cache: str | None = None
+    """name of a cache of that service, which images are looked up in; null = it ranks them (not in training)"""
 
     @property
     def at_test(self) -> str:

@@ -26,7 +26,7 @@ from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 from stage2_segmentation.inference import Segmented, own_ranking, segmented
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.sources import Source
+from stage2_segmentation.sources import Source, scene_ranking
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def segmented_scenes(
     with Meter(f"evaluating on {scenes.split}", len(mine), unit="image") as meter:
         for index in mine:
             scene = scenes[index]
-            ranking = source([scene.image_id], torch.from_numpy(scene.mask).long()[None])
+            ranking = scene_ranking(source, scene)
             yield index, scene, segment_image(model, torch.from_numpy(scene.image), ranking, inference, here)
             meter.advance()
 
@@ -172,6 +172,8 @@ def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str = 
     words = [config.source.at_test, *([chosen] if chosen else [])]
     if config.source.at_test == "cache" and config.source.cache != training.source.cache:
         words.append(f"from-{'_'.join(Path(str(config.source.cache)).parts[-2:])}")
+    if config.source.at_test == "service" and config.source.service_cache is not None:
+        words.append(f"from-{config.source.service_cache}")
     inference: dict[str, Any] = asdict(config.inference)
     words += [f"{k}-{v}" for k, v in inference.items() if v != asdict(training.inference)[k]]
     words += [config.data.val] if config.data.val != training.data.val else []

@@ -92,6 +92,8 @@ def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Sour
         cache=Path(wanted.cache or Path(config.out) / "labels"),
         model=None if at_test or wanted.cache else classifier_beside(Path(config.out)),
         setting="source.test_kappa" if at_test and wanted.test_kappa else "source.kappa",
+        url=wanted.url,
+        service_cache=wanted.service_cache,
     )
     return build_source(wanted.at_test if at_test else wanted.train, inputs)
 

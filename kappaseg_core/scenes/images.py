@@ -27,15 +27,16 @@ MAX_PIXELS = 89_478_485
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)  # what Pillow raises
 
 
-def photo(data: bytes, name: str) -> np.ndarray:
+def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> np.ndarray:
     """An image file's bytes as u8 [3, H, W], RGB, upright (its EXIF orientation applied).
 
     Grey, palette and CMYK pictures are converted. Transparency is dropped: the colours below it stay (as in OpenCV and
     torchvision). Of 16-bit values the high byte is kept, as Pillow does for 16-bit colour. Of an animation the first
     frame is read. `name` stands in the UserError for a damaged, unknown or oversized file.
+    formats: those that are tried, by Pillow's names; None = all that it knows.
     """
     with _reading(name):
-        picture = _open(data, name)
+        picture = _open(data, name, formats)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         return np.ascontiguousarray(np.asarray(_rgb(picture, name)).transpose(2, 0, 1))
@@ -90,9 +91,9 @@ def _reading(name: str) -> Iterator[None]:
         raise UserError(f"{name} is damaged: {' '.join(str(error).split())}; {next_step}") from None
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The picture with its header read and its pixels not yet decoded."""
-    picture = Image.open(io.BytesIO(data))
+    picture = Image.open(io.BytesIO(data), formats=formats)
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise UserError(

@@ -19,6 +19,7 @@ from stage1_multilabel.rank import Ranker
 from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.evaluate import segment_image
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.sources import scene_ranking
 
 SAMPLE = 8  # images of the validation split
 
@@ -49,8 +50,10 @@ class Deployed:
         return cls(
             found.model, found.config.inference, found.here, rows,
             [torch.from_numpy(scene.image) for scene in chosen],
-            [found.source([scene.image_id], torch.from_numpy(scene.mask).long()[None]) for scene in chosen],
-            None if classifier is None else LiveClassifier.of(Ranker.of(classifier), found.kappa, device),
+            [scene_ranking(found.source, scene) for scene in chosen],
+            None if classifier is None else LiveClassifier.of(
+                Ranker.of(classifier), found.kappa, Placement(device=device)
+            ),
         )  # fmt: skip
 
     def use(self, index: int) -> tuple[float, float]:

@@ -12,17 +12,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.parts import part
 from kappaseg_core.ranking import OwnRanking, Ranking
+from kappaseg_core.structures import Scene
 
 
 class Source(Protocol):
     """Where rankings come from.
 
     image_ids: B names.   mask: i64 [B, H, W], the truth, which only an oracle may look at; None where there is none.
+    image: u8 [3, H, W], the one whole image that is asked for; None in training, where batches hold crops.
     Gives a Ranking on the CPU with at most `kappa` ranks where the source has a choice, or an OwnRanking where the
     network is to rank.
     fingerprint: of what it reads, recorded with a run that trains on it.
@@ -31,7 +34,9 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking | OwnRanking: ...
+    def __call__(
+        self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None
+    ) -> Ranking | OwnRanking: ...
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,19 @@ class SourceInputs:
     """fingerprint of the classifier that made it; None = any"""
     setting: str = "source.kappa"
     """where κ is from"""
+    url: str | None = None
+    """address of a ranking service"""
+    service_cache: str | None = None
+    """a cache of that service; None = it ranks images itself"""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def scene_ranking(source: Source, scene: Scene) -> Ranking | OwnRanking:
+    """The ranking of a whole scene."""
+    return source([scene.image_id], torch.from_numpy(scene.mask).long()[None], torch.from_numpy(scene.image))
 
 
 def build_source(kind: str, inputs: SourceInputs) -> Source:

@@ -28,7 +28,7 @@ class Cached:
     def fingerprint(self) -> str:
         return self.cache.digest
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking:
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         found = self.cache.lookup(list(image_ids), self.kappa)
         labels, scores = torch.from_numpy(found.labels).long(), torch.from_numpy(found.scores)
         return Ranking(labels, scores, torch.ones_like(labels, dtype=torch.bool))

@@ -18,7 +18,7 @@ class Complete:
     num_classes: int
     fingerprint: str = "complete"
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking:
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         return complete_ranking(len(image_ids), self.num_classes)
 
 

@@ -18,7 +18,7 @@ class Joint:
     kappa: int
     fingerprint: str = "joint"
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> OwnRanking:
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> OwnRanking:
         return OwnRanking(self.kappa)
 
 

@@ -23,7 +23,7 @@ class Oracle:
     num_classes: int
     fingerprint: str = "oracle"
 
-    def __call__(self, image_ids: Sequence[str], mask: Tensor | None) -> Ranking:
+    def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         if mask is None:
             raise UserError(f"source oracle needs the truth, and {image_ids[0]} has no mask; use another source")
         return oracle_ranking(presence(mask.cpu(), self.num_classes))

@@ -66,9 +66,9 @@ def evaluation(here: Placement) -> dict[str, Any]:
     """Evaluation of an untrained network, and which images this worker asked the source for."""
 
     class Noting(Complete):
-        def __call__(self, image_ids: Any, mask: Tensor | None) -> Ranking:
+        def __call__(self, image_ids: Any, mask: Tensor | None, image: Tensor | None = None) -> Ranking:
             asked.extend(image_ids)
-            return super().__call__(image_ids, mask)
+            return super().__call__(image_ids, mask, image)
 
     asked: list[str] = []
     torch.manual_seed(0)

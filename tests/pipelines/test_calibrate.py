@@ -104,11 +104,11 @@ def test_a_calibrated_source_keeps_what_the_calibration_keeps() -> None:
     class Whole:
         fingerprint = "whole"
 
-        def __call__(self, image_ids: object, mask: object) -> Ranking:
+        def __call__(self, image_ids: object, mask: object, image: object = None) -> Ranking:
             return ranking[:1]
 
     class Own(Whole):
-        def __call__(self, image_ids: object, mask: object) -> Any:
+        def __call__(self, image_ids: object, mask: object, image: object = None) -> Any:
             return OwnRanking(6)
 
     kept = Calibrated(Whole(), calibration, "whole")(["i"], None)

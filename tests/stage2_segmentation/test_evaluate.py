@@ -81,7 +81,7 @@ class Fixed:
     def __init__(self, **labels: list[int]) -> None:
         self.labels = labels
 
-    def __call__(self, image_ids: Any, mask: Tensor | None) -> Ranking:
+    def __call__(self, image_ids: Any, mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         (name,) = image_ids
         labels = torch.tensor([self.labels[name]])
         return Ranking(labels, torch.ones(labels.shape), torch.ones_like(labels, dtype=torch.bool))

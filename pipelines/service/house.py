@@ -1,0 +1,156 @@
+"""What a service serves, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kappaseg_core.errors import UserError
+from label_cache import class_hash
+from pipelines.service.batching import Gate, MicroBatcher
+from pipelines.service.caches import ServedCache
+from pipelines.service.config import ServeConfig
+from pipelines.service.problems import come_back
+from pipelines.service.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kappaseg_core.ranking import Ranking
+    from pipelines.service.classify import ServedClassifier
+    from pipelines.service.segment import ServedSegmenter
+
+_log = logging.getLogger("kappaseg.service")
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class House:
+    """The parts that are there, the threads that work for them, and whether requests are welcome.
+
+    decoders: threads that read images.   compute: the one thread that runs networks.
+    """
+
+    config: ServeConfig
+    class_names: tuple[str, ...]
+    caches: dict[str, ServedCache]
+    classifier: ServedClassifier | None
+    segmenter: ServedSegmenter | None
+    watch: Watch = field(default_factory=Watch)
+    is_draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.vocabulary = class_hash(self.class_names)
+        self.gate = Gate(self.config.limits.queue, self.watch.inside.set)
+        self.decoders = ThreadPoolExecutor(self.config.batching.decoders, "decode")
+        self.compute = ThreadPoolExecutor(1, "compute")
+        self.batcher: MicroBatcher[Tensor, Ranking] | None = None
+        if self.classifier is not None:
+            self.batcher = MicroBatcher(
+                self.timed_ranking, self.compute, size=self.config.batching.size,
+                wait_seconds=self.config.batching.wait_ms / 1000, watch=self.watch.batch_size.observe,
+            )  # fmt: skip
+            self.watch.info.labels("classifier", self.classifier.version[:12]).set(1)
+        if self.segmenter is not None:
+            self.watch.info.labels("segmenter", self.segmenter.version[:12]).set(1)
+        self.note_readiness()
+
+    def timed_ranking(self, images: Any) -> Any:
+        assert self.classifier is not None
+        with self.watch.stage("forward"):
+            return self.classifier.rank(images)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """The tasks in the background, for as long as the service answers."""
+        tasks = [asyncio.create_task(self.follow_caches())] if self.caches else []
+        if self.batcher is not None:
+            tasks.append(asyncio.create_task(self.batcher.run()))
+        try:
+            yield
+        finally:
+            self.is_draining = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.decoders.shutdown(cancel_futures=True)
+            self.compute.shutdown(cancel_futures=True)
+
+    async def follow_caches(self) -> None:
+        """Look for new generations and damage, for ever."""
+        while True:
+            await asyncio.sleep(self.config.check_seconds)
+            for cache in self.caches.values():
+                try:
+                    await asyncio.to_thread(cache.refresh, self.class_names)
+                except Exception as error:  # the one task that must not end
+                    cache.fault = f"it cannot be looked at: {type(error).__name__}"
+                    _log.exception("cache %s cannot be looked at", cache.name)
+            self.note_readiness()
+
+    def readiness(self) -> dict[str, str]:
+        """Part → `ready`, or why not."""
+        found = {f"cache {name}": cache.fault or "ready" for name, cache in self.caches.items()}
+        found |= {"classifier": "ready"} if self.classifier is not None else {}
+        found |= {"segmenter": "ready"} if self.segmenter is not None else {}
+        return {"service": "draining" if self.is_draining else "ready", **found}
+
+    def note_readiness(self) -> None:
+        for name, state in self.readiness().items():
+            self.watch.ready.labels(name).set(state == "ready")
+
+    async def in_thread(self, pool: ThreadPoolExecutor, until: float, work: Callable[..., T], *arguments: Any) -> T:
+        """Work of one request, on one of the two pools. Raises Problem (503) where its deadline passes before."""
+
+        def begun() -> T:
+            if time.monotonic() > until:
+                raise come_back("the deadline passed while the image was waiting; try again")
+            return work(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(begun))
+
+
+def build_house(config: ServeConfig) -> House:
+    """Load everything that is to be served. Raises UserError, also where two parts have different classes."""
+    caches = {name: ServedCache(name, path) for name, path in config.named_caches().items()}
+    for cache in caches.values():
+        cache.refresh()
+        if cache.now is None:
+            raise UserError(f"cache {cache.path} cannot be served: {cache.fault or 'it is being written'}")
+    classifier = segmenter = None
+    if config.classifier:
+        from pipelines.service.classify import ServedClassifier
+
+        classifier = ServedClassifier.load(config, Path(config.classifier))
+    if config.segmenter:
+        from pipelines.service.segment import ServedSegmenter
+
+        segmenter = ServedSegmenter.load(config, Path(config.segmenter))
+    vocabularies = {
+        **({f"classifier {config.classifier}": classifier.class_names} if classifier else {}),
+        **({f"segmenter {config.segmenter}": segmenter.class_names} if segmenter else {}),
+        **{f"cache {cache.path}": cache.now.cache.class_names for cache in caches.values() if cache.now},
+    }
+    return House(config, one_vocabulary(vocabularies), caches, classifier, segmenter)
+
+
+def one_vocabulary(found: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The class names that all parts share. Raises UserError naming two that do not."""
+    (first, names), *others = found.items()
+    for other, theirs in others:
+        if theirs != names:
+            part = next((i for i, pair in enumerate(zip(names, theirs, strict=False)) if pair[0] != pair[1]), None)
+            how = (
+                f"{len(names)} and {len(theirs)} classes" if part is None
+                else f"class {part} is {names[part]!r} and {theirs[part]!r}"
+            )  # fmt: skip
+            raise UserError(f"{first} and {other} have different class lists: {how}; serve them apart")
+    return names

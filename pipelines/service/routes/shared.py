@@ -1,0 +1,60 @@
+"""What routes have in common: the house behind them, and the problems that they may answer with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from pipelines.service import records
+from pipelines.service.house import House
+from pipelines.service.problems import Problem
+
+
+def house_of(request: Request) -> House:
+    house: House = request.app.state.house
+    return house
+
+
+Here = Annotated[House, Depends(house_of)]
+#: statuses that any route may give
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": records.ProblemDetails, "description": text}
+    for code, text in {
+        401: "no token, or a wrong one", 404: "not there, or not served here", 408: "the body came too slowly",
+        413: "larger than the limits", 415: "no image, or of another format", 421: "another host name, and no tokens",
+        422: "not as described here",
+        503: "full, draining or not ready; Retry-After says when to come back",
+    }.items()
+}  # fmt: skip
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: PROBLEMS[code] for code in (401, 421, *codes)}
+
+
+def image_body(*kinds: str, several: bool = False) -> dict[str, Any]:
+    """OpenAPI's description of a request whose body is an image, or a form with the part `image`."""
+    file: dict[str, Any] = {"type": "string", "format": "binary"}
+    part = {"type": "array", "minItems": 1, "items": file} if several else file
+    form = {"type": "object", "required": ["image"], "properties": {"image": part}}
+    content = {kind: {"schema": file} for kind in kinds} | {"multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+IMAGE_BODY = image_body("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+
+
+def refuse_without(part: object, what: str, flag: str) -> None:
+    """Raises Problem where a part is not served."""
+    if part is None:
+        raise Problem(404, f"this service {what}; start it with {flag}")
+
+
+def kept(house: House, asked: int | None, otherwise: int) -> int:
+    """κ. Raises Problem for more labels than there are."""
+    classes = len(house.class_names)
+    if asked is not None and asked > classes:
+        seen = str(asked) if asked < 10**12 else "over 10^12"
+        raise Problem(422, f"kappa: {seen}, there are {classes} labels", field="kappa", limit=classes)
+    return min(otherwise, classes) if asked is None else asked

@@ -1,0 +1,143 @@
+"""The process of `kappaseg serve`: address, start, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kappaseg_core.errors import UserError
+from pipelines.service.app import create_app
+from pipelines.service.config import ServeConfig
+from pipelines.service.house import House, build_house
+from pipelines.service.problems import HEADERS, Problem
+from pipelines.service.security import Tokens
+
+_log = logging.getLogger("kappaseg.service")
+
+#: of a request before its body; uvicorn itself would keep all that comes
+HEAD_BYTES = 64_000
+
+
+def serve(config: ServeConfig) -> int:
+    """Answer until SIGTERM or SIGINT. Raises UserError for what cannot be served, before any address is taken."""
+    logging.basicConfig(level=logging.INFO, format="kappaseg: %(message)s", stream=sys.stderr)
+    tokens = Tokens(config.tokens())
+    house = build_house(config)
+    listening = listen(config)
+    server = Server(house, create_app(house, tokens))
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    for name, state in house.readiness().items():
+        if name != "service":
+            print(f"kappaseg: {name}: {state}", file=sys.stderr)
+    print(f"kappaseg: http://{shown}:{port}/ {'with tokens' if tokens else 'for this machine only'}", flush=True)
+    with listening:
+        server.run(sockets=[listening])
+    return 0
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The address, taken. Raises UserError where it cannot be."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as error:
+        raise UserError(
+            f"{config.host}:{config.port} cannot be listened on: {(error.strerror or str(error)).lower()}; "
+            "choose another --port (0 = any free one) or --host"
+        ) from None
+    return found
+
+
+class Server(uvicorn.Server):
+    """uvicorn that first says that it is about to end.
+
+    On SIGTERM or SIGINT readiness says no and every answer closes its connection, so that nobody sends more; after
+    `drain_seconds` the address is given up, requests in the house are answered, and the process ends with status 0. A
+    second signal ends it at once, with status 128 + its number, as requests may be lost.
+    """
+
+    def __init__(self, house: House, app: ASGIApp) -> None:
+        self.house, self.ends_at = house, float("inf")
+        super().__init__(uvicorn.Config(
+            Closing(app, house), http=Wire, log_level="warning", access_log=False, server_header=False, lifespan="on",
+            timeout_graceful_shutdown=int(house.config.limits.seconds) + 1, timeout_keep_alive=30,
+        ))  # fmt: skip
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.house.is_draining:
+            print(f"kappaseg: {signal.Signals(sig).name} again, ending at once", file=sys.stderr, flush=True)
+            os._exit(128 + sig)  # waiting for nothing, also not for the thread that runs networks
+        self.house.is_draining = True
+        self.house.note_readiness()
+        print(f"kappaseg: {signal.Signals(sig).name}, answering what is here and ending", file=sys.stderr)
+        self.ends_at = time.monotonic() + self.house.config.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit |= time.monotonic() > self.ends_at
+        return await super().on_tick(counter)
+
+
+class Closing:
+    """ASGI middleware: while the process drains, every answer ends its connection."""
+
+    def __init__(self, app: Any, house: House) -> None:
+        self.app, self.house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.house.is_draining:
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive, sent if scope["type"] == "http" else send)
+
+
+class Wire(HttpToolsProtocol):
+    """HTTP/1.1 that ends a connection whose head has no end, and tells so in the form of every other error."""
+
+    #: bytes since the last that were part of a body
+    of_head = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.of_head += len(data)
+        super().data_received(data)
+        if self.of_head > HEAD_BYTES and not self.transport.is_closing():
+            detail = f"head: over {HEAD_BYTES} bytes; send fewer or shorter headers"
+            self.refuse(Problem(431, detail, field="head", limit=HEAD_BYTES))
+
+    def on_headers_complete(self) -> None:
+        self.of_head = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.of_head = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.of_head = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(Problem(400, f"head: {msg}", field="head"))
+
+    def refuse(self, problem: Problem) -> None:
+        answer = problem.response()
+        headers = [*answer.raw_headers, *((name.lower().encode(), value.encode()) for name, value in HEADERS.items())]
+        lines = [b"HTTP/1.1 %d %s" % (problem.status_code, problem.to_plain()["title"].encode()), b"connection: close"]
+        lines += [name + b": " + value for name, value in headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+        self.transport.close()

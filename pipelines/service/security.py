@@ -1,0 +1,141 @@
+"""Who may ask, and from where."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.service.config import LimitsConfig, is_loopback
+from pipelines.service.problems import HEADERS, Problem
+
+#: for whoever has no token: is it alive, and the empty page
+OPEN = frozenset(("/", "/v1/healthz", "/v1/readyz", "/v2/health/live", "/v2/health/ready"))
+#: what a form adds around its files
+FORM_BYTES = 64_000
+#: of an image id in JSON, on average
+ID_BYTES = 1_000
+
+
+class Tokens:
+    """Bearer tokens, kept as hashes only. An empty set lets everybody in."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, authorization: str | None) -> bool:
+        """Whether the header holds one of them. Takes the same time for every wrong one."""
+        kind, _, token = (authorization or "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "replace")).digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(known, digest)
+        return found and kind.lower() == "bearer"
+
+
+class SafeHeaders:
+    """ASGI middleware: HEADERS on every answer, also on those of other middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+class Door:
+    """ASGI middleware: tokens where there are any; without them only requests that name this machine.
+
+    The second stops a page that has its own host name resolve to 127.0.0.1 in order to read a service without tokens.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+        self.app, self.tokens = app, tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self.refusal(scope) if scope["type"] == "http" else None
+        await (self.app if problem is None else problem.response())(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        if self.tokens:
+            if scope["path"] in OPEN or self.tokens.admit(headers.get("authorization")):
+                return None
+            return Problem(
+                401, "Authorization: wanted `Bearer TOKEN` with a token of this service", field="Authorization",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        host = host_of(headers.get("host", ""))
+        if is_loopback(host):
+            return None
+        return Problem(
+            421, f"Host: {host[:80]!r} is not this machine, and a service without tokens answers nobody else",
+            field="Host",
+        )  # fmt: skip
+
+
+def host_of(header: str) -> str:
+    """The host of a Host header in lower case, without its port and the brackets of an IPv6 address."""
+    header = header.lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+class BodyLimit:
+    """ASGI middleware: no body above the limit of its route is read, with or without a Content-Length.
+
+    Starlette's own answers in plain text; this one is a problem like every other, raised where the body is read.
+    """
+
+    def __init__(self, app: ASGIApp, limits: LimitsConfig) -> None:
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        read, limit = 0, body_limit(scope["path"], self.limits)
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > limit:
+                    raise too_long(f"over {limit}", limit)
+            return message
+
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal():
+            problem = Problem(422, f"Content-Length: {length[:20]!r}, wanted a number of bytes", field="Content-Length")
+            await problem.response()(scope, receive, send)
+        elif len(length) > 20 or int(length) > limit:
+            await too_long(length[:20], limit).response()(scope, receive, send)
+        else:
+            await self.app(scope, limited, send)
+
+
+def body_limit(path: str, limits: LimitsConfig) -> int:
+    """Bytes that the body of a request to a route may have: its images, or a list of ids, and what is around them."""
+    images = {"/v1/rank": 1, "/v1/segment": 1, "/v1/rank:batch": limits.images_per_request}.get(path)
+    inside = limits.ids_per_request * ID_BYTES if images is None else images * limits.image_bytes
+    return inside + FORM_BYTES
+
+
+def too_long(seen: str, limit: int) -> Problem:
+    return Problem(413, f"body: {seen} bytes, the limit is {limit}; send fewer or smaller images", field="body",
+                   limit=limit, headers={"Connection": "close"})  # fmt: skip
