@@ -5,6 +5,7 @@ python benchmarks/results.py
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,7 +167,16 @@ def main() -> None:
     sizes = cost_over_sizes([study for study in benchmarks if study.config.startswith("synthetic")])
     write_results(
         DOCUMENT,
-        [introduction(), reading(benchmarks), *map(side_by_side, benchmarks), *sizes, *chains, label_heads(), kills()],
+        [
+            introduction(),
+            reading(benchmarks),
+            *map(side_by_side, benchmarks),
+            *sizes,
+            *chains,
+            label_heads(),
+            service(),
+            kills(),
+        ],
     )
 
 
@@ -429,6 +439,39 @@ def label_heads() -> Section:
         "the other two are."
     )
     return Section("Label branches as the vocabulary grows", (about,), (table,))
+
+
+def service() -> Section:
+    """Look-ups and ranking over HTTP, beside what was aimed at."""
+    found = read("service")
+    own, single, rank = found["in_process"], found["http_lookup"], found["rank"]
+    batch = found["http_batch_ids_per_second"]
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("look-up in a process, µs, p50", own["lookup_us_p50"], "≤ 3"),
+        ("look-up in a process, µs, p99", own["lookup_us_p99"], "≤ 10"),
+        ("rows a second in random batches of 64, in a process, by row number", f"{own['rows_per_second']:,}", "≥ 2 M"),
+        ("ids a second in random batches of 64, in a process, by id", f"{own['ids_per_second']:,}", "–"),
+        (f"look-up over HTTP ({single['bytes']} bytes), µs, p50", single["us_p50"], "–"),
+        ("the same to an empty FastAPI route that answers the same bytes", spread_of(single["ratio"]), "≤ 1.3"),
+        ("ids a second over HTTP, 64 in a request", f"{batch['64']:,}", "≥ 80,000"),
+        ("ids a second over HTTP, 1,024 in a request", f"{batch['1024']:,}", "–"),
+        (f"images ranked a second, {rank['clients']} clients", rank["images_per_second"], "–"),
+        ("the same to a service that ranks one image at a time", spread_of(rank["to_without_batching"]), "≥ 2"),
+        ("the same to that service asked by one client", spread_of(rank["to_one_client"]), "≥ 2"),
+        ("the same to `kappaseg rank` on the same files", spread_of(rank["to_offline"]), "≥ 0.9"),
+    )
+    about = (
+        f"A label cache of {found['images']:,} images with {found['kappa']} of {found['classes']:,} labels each; "
+        f"{rank['backbone']} at {rank['image_size']} pixels on JPEG files of {rank['photo'][0]} × {rank['photo'][1]} "
+        f"(mean batch {rank['mean_batch']:g}). Servers and clients share a machine of two cores. Ratios are of "
+        "measurements in turns: median, and the range over the turns."
+    )
+    table = ResultTable(("measured", "value", "aim"), rows, (found["command"],), ("benchmarks/results/service.json",))
+    return Section("The service", (about,), (table,))
+
+
+def spread_of(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def kills() -> Section:

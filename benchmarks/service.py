@@ -5,7 +5,7 @@
 Random numbers throughout: a label cache of a million images with 50 of 1,000 labels each, and a MobileNetV3 that nobody
 trained. Servers and clients share the machine, on loopback. What is compared is measured in turns in one run:
 
-- a look-up over HTTP beside an empty FastAPI route, in a process of its own, that answers the same bytes;
+- a look-up over HTTP beside an empty FastAPI route, in a process of its own, that answers the same bytes, headers too;
 - /v1/rank with 16 clients at once beside a service that ranks one image at a time (batches of one, one thread that
   decodes), asked by 16 clients and by one, and beside `kappaseg rank`'s way through the same files (decode, resize,
   batches of 16), which has no HTTP at all.
@@ -44,15 +44,16 @@ ROOT = Path(__file__).parents[1]
 CLASSES, KAPPA, IMAGES, PART = 1000, 50, 1_000_000, 50_000
 PHOTOS, SIZE, CLIENTS = 64, (640, 480), 16
 EMPTY = """
-import sys, uvicorn
+import json, sys, uvicorn
 from fastapi import FastAPI, Response
 app, content = FastAPI(), open(sys.argv[1], "rb").read()
+headers = json.load(open(sys.argv[1] + ".headers"))
 
 @app.get("/")
 async def empty() -> Response:
-    return Response(content, media_type="application/json")
+    return Response(content, headers=headers)
 
-uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", access_log=False)
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", access_log=False, timeout_keep_alive=120)
 """
 
 
@@ -133,8 +134,10 @@ def rate(work: Callable[[int], object], size: int, seconds: float) -> float:
 def over_http(home: Path, cache: LabelCache, seconds: float, rounds: int) -> dict[str, Any]:
     """One connection, one request after the other: a single look-up, the empty route, a batch."""
     with served("--cache", f"labels={cache.path}") as url:
-        answer, path = get(url, "/v1/caches/labels/labels/000000000007"), "/v1/caches/labels/labels/%s"
+        path = "/v1/caches/labels/labels/%s"
+        answer, headers = got(url, path % "000000000007")
         (home / "answer.json").write_bytes(answer)
+        (home / "answer.json.headers").write_text(json.dumps(headers))
         with empty_route(home) as other:
             count = iter(range(10**9))
             ids = np.random.default_rng(2).integers(0, len(cache), 100_000).tolist()
@@ -149,11 +152,11 @@ def over_http(home: Path, cache: LabelCache, seconds: float, rounds: int) -> dic
             number = iter(range(10**9))
             ask = asking(url, lambda: ("POST", "/v1/caches/labels/labels:batch", bodies[next(number) % 90]))  # noqa: B023
             batch[str(size)] = round(size / statistics.median(float(np.mean(ask(seconds))) for _ in range(rounds)))
-    halves = [[np.percentile(side, 50) * 1e6 for side in turn] for turn in turns]
+    halves = [[float(np.percentile(side, 50)) * 1e6 for side in turn] for turn in turns]
     return {
         "http_lookup": {
             "bytes": len(answer), "us_p50": round(statistics.median(a for a, _ in halves), 1),
-            "us_p99": round(statistics.median(np.percentile(a, 99) * 1e6 for a, _ in turns), 1),
+            "us_p99": round(statistics.median(float(np.percentile(a, 99)) * 1e6 for a, _ in turns), 1),
             "empty_us_p50": round(statistics.median(b for _, b in halves), 1),
             "ratio": [round(a / b, 3) for a, b in halves],
         },
@@ -182,12 +185,19 @@ def asking(url: str, request: Callable[[], tuple[str, str, str | None]]) -> Call
 
 
 def get(url: str, path: str) -> bytes:
+    return got(url, path)[0]
+
+
+def got(url: str, path: str) -> tuple[bytes, dict[str, str]]:
+    """An answer's body, and its headers but for those that every server sets by itself."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
     connection.request("GET", path)
-    content = connection.getresponse().read()
+    answer = connection.getresponse()
+    content = answer.read()
     connection.close()
-    return content
+    own = {"date", "server", "content-length"}
+    return content, {name: value for name, value in answer.getheaders() if name.lower() not in own}
 
 
 @contextlib.contextmanager

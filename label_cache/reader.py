@@ -19,6 +19,8 @@ from label_cache.parts import check_size, is_part, read_part
 from label_cache.rows import Columns, concatenate, source_names
 from label_cache.schema import MANIFEST, CacheKey, Manifest, class_hash, read_manifest, short
 
+_INT, _FLOAT = np.dtype(np.int32), np.dtype(np.float32)  # made once: a look-up takes a few µs
+
 
 class Expectation(TypedDict, total=False):
     """What a cache is asked to have been made from; entries left out are not compared.
@@ -66,6 +68,7 @@ class LabelCache:
     def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
         self.path, self.manifest, self.digest = path, manifest, digest
         self._rows = manifest.splits()
+        self._k = manifest.key.k
         self._index: Index | None = None
 
     @classmethod
@@ -105,7 +108,7 @@ class LabelCache:
     @property
     def k(self) -> int:
         """Ranks stored per image."""
-        return self.key.k
+        return self._k
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -135,8 +138,8 @@ class LabelCache:
         One id gives arrays with n = 1. Raises CacheError for an id that the cache does not hold and for a κ that it
         does not store.
         """
-        kappa = self.k if kappa is None else kappa
-        if not 1 <= kappa <= self.k:
+        kappa = self._k if kappa is None else kappa
+        if not 1 <= kappa <= self._k:
             raise CacheError(
                 f"kappa = {kappa}, but cache {self.path} stores {self.k} ranks per image; ask for 1 to {self.k} or "
                 f"rank again with k = {max(kappa, 1)}"
@@ -198,8 +201,8 @@ class LabelCache:
 def _answer(names: tuple[str, ...], index: Index, rows: slice | NDArray[np.int64], kappa: int) -> Lookup:
     return Lookup(
         names,
-        index.labels[rows, :kappa].astype(np.int32),
-        index.scores[rows, :kappa].astype(np.float32),
+        index.labels[rows, :kappa].astype(_INT),
+        index.scores[rows, :kappa].astype(_FLOAT),
         index.sources[rows],
     )
 

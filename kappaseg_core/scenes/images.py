@@ -24,7 +24,8 @@ PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 #: Pillow's own warning limit (a quarter of a GiB of RGB); Pillow refuses twice its Image.MAX_IMAGE_PIXELS by itself.
 MAX_PIXELS = 89_478_485
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)  # what Pillow raises
+#: what Pillow raises (TypeError: for EXIF data that it cannot write back when it turns a picture upright)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, TypeError, struct.error)
 
 
 def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> np.ndarray:
@@ -39,7 +40,7 @@ def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> 
         picture = _open(data, name, formats)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-        return np.ascontiguousarray(np.asarray(_rgb(picture, name)).transpose(2, 0, 1))
+        return np.array(np.asarray(_rgb(picture, name)).transpose(2, 0, 1), order="C")
 
 
 def label_map(data: bytes, name: str) -> np.ndarray:

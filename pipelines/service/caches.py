@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 from pydantic_core import to_json
 
 from label_cache import SOURCES, CacheError, Expectation, LabelCache
@@ -111,6 +112,7 @@ class ServedCache:
         self.now: Generation | None = None
         self.fault: str | None = "not opened yet"
         self._seen: object = None
+        self._counters: tuple[Counter, Counter] | None = None
 
     def current(self) -> Generation:
         """What answers now. Raises Problem (503) with the reason where nothing may."""
@@ -118,8 +120,11 @@ class ServedCache:
             raise come_back(f"cache {self.name} is not ready: {self.fault}", seconds=5)
         return self.now
 
-    def count(self, watch: Watch, *, found: bool, times: int = 1) -> None:
-        watch.lookups.labels(self.name, "yes" if found else "no").inc(times)
+    def count(self, watch: Watch, *, found: int, missing: int) -> None:
+        if self._counters is None:
+            self._counters = watch.lookups.labels(self.name, "yes"), watch.lookups.labels(self.name, "no")
+        self._counters[0].inc(found)
+        self._counters[1].inc(missing)
 
     def refresh(self, class_names: tuple[str, ...] | None = None) -> None:
         """Take over a new generation, notice damage. class_names: those that it has to have."""

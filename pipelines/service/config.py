@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +101,7 @@ class ServeConfig:
         for text in self.caches:
             name, given, folder = text.partition("=")
             path = Path(folder if given else text)
-            name = name if given else path.resolve().name
+            name = name if given else path.absolute().name
             if not name or "/" in name:
                 raise UserError(f"cache {text!r} has no name; give it one, as in labels={path}")
             if name in found:
@@ -134,6 +135,7 @@ class ServeConfig:
         return frozenset(texts)
 
 
+@lru_cache(maxsize=64)  # asked for every request
 def is_loopback(host: str) -> bool:
     """Whether an address means this machine alone. Names other than localhost do not: they may lead anywhere."""
     if host == "localhost":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,7 @@ class House:
     def __post_init__(self) -> None:
         self.vocabulary = class_hash(self.class_names)
         self.gate = Gate(self.config.limits.queue, self.watch.inside.set)
-        self.decoders = ThreadPoolExecutor(self.config.batching.decoders, "decode")
+        self.decoders = ThreadPoolExecutor(self.config.batching.decoders, "decode", initializer=alone)
         self.compute = ThreadPoolExecutor(1, "compute")
         self.batcher: MicroBatcher[Tensor, Ranking] | None = None
         if self.classifier is not None:
@@ -116,6 +117,12 @@ class House:
             return work(*arguments)
 
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(begun))
+
+
+def alone() -> None:
+    """In a thread that decodes: resize on this thread, or each of them would start as many as there are cores."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def build_house(config: ServeConfig) -> House:

@@ -9,10 +9,9 @@ import socket
 import sys
 import time
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kappaseg_core.errors import UserError
@@ -73,7 +72,7 @@ class Server(uvicorn.Server):
     def __init__(self, house: House, app: ASGIApp) -> None:
         self.house, self.ends_at = house, float("inf")
         super().__init__(uvicorn.Config(
-            Closing(app, house), http=Wire, log_level="warning", access_log=False, server_header=False, lifespan="on",
+            app, http=Wire, log_level="warning", access_log=False, server_header=False, lifespan="on",
             timeout_graceful_shutdown=int(house.config.limits.seconds) + 1, timeout_keep_alive=30,
         ))  # fmt: skip
 
@@ -89,21 +88,6 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         self.should_exit |= time.monotonic() > self.ends_at
         return await super().on_tick(counter)
-
-
-class Closing:
-    """ASGI middleware: while the process drains, every answer ends its connection."""
-
-    def __init__(self, app: Any, house: House) -> None:
-        self.app, self.house = app, house
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start" and self.house.is_draining:
-                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-            await send(message)
-
-        await self.app(scope, receive, sent if scope["type"] == "http" else send)
 
 
 class Wire(HttpToolsProtocol):

@@ -32,10 +32,18 @@ class Watch:
         self.images = Counter(f"{PREFIX}images", "Images ranked or segmented", ["task"], registry=r)
         self.lookups = Counter(f"{PREFIX}lookups", "Image ids looked up", ["cache", "found"], registry=r)
         self.ready = Gauge(f"{PREFIX}ready", "1 where a part can answer", ["part"], registry=r)
+        self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # finding them by labels costs more
         self.info = Gauge(f"{PREFIX}served", "What is served: always 1", ["part", "version"], registry=r)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        if (counters := self._counters.get((route, method, status))) is None:
+            counters = self.requests.labels(route, method, status), self.seconds.labels(route)
+            self._counters[route, method, status] = counters
+        counters[0].inc()
+        counters[1].observe(seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -70,8 +78,7 @@ class Watched:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.watch.requests.labels(route, method, status or 499).inc()  # 499: the client was gone
-            self.watch.seconds.labels(route).observe(time.perf_counter() - started)
+            self.watch.answered(route, method, status or 499, time.perf_counter() - started)  # 499: the client was gone
 
 
 METHODS = frozenset(("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"))

@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 async def page() -> Response:
     content, policy = document()
     return Response(content, media_type="text/html; charset=utf-8", headers={
-        "Content-Security-Policy": policy, "Cache-Control": "no-cache",
+        "Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer",
+        "X-Frame-Options": "DENY", "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     })  # fmt: skip
 
 

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from pipelines.service.routes import about, caches, open_inference, rank, segment
 
-ROUTERS = tuple(part.router for part in (about, rank, caches, segment, open_inference))
+#: tried in this order: look-ups, which are cheap, before what is not asked often or costs more anyway
+ROUTERS = tuple(part.router for part in (caches, rank, segment, about, open_inference))

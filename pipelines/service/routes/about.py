@@ -9,9 +9,9 @@ from fastapi import APIRouter, Response
 from pipelines.palette import hex_colours
 from pipelines.service import records
 from pipelines.service.routes.segment import default_source, rankings_here
-from pipelines.service.routes.shared import Here, problems
+from pipelines.service.routes.shared import Here, by_name, problems
 
-router = APIRouter()
+router = APIRouter(generate_unique_id_function=by_name)
 
 
 @router.get("/v1/healthz", tags=["health"], summary="Whether the process answers")

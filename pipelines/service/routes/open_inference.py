@@ -10,9 +10,9 @@ from pipelines.service import records
 from pipelines.service.house import House
 from pipelines.service.problems import Problem
 from pipelines.service.routes.about import readyz
-from pipelines.service.routes.shared import Here, problems
+from pipelines.service.routes.shared import Here, by_name, problems
 
-router = APIRouter(prefix="/v2", tags=["Open Inference v2"])
+router = APIRouter(prefix="/v2", tags=["Open Inference v2"], generate_unique_id_function=by_name)
 
 
 @router.get("", summary="Server metadata", responses=problems())

@@ -12,11 +12,11 @@ from pipelines.service.caches import decimals
 from pipelines.service.house import House
 from pipelines.service.pictures import decoded
 from pipelines.service.problems import Problem
-from pipelines.service.routes.shared import IMAGE_BODY, Here, image_body, kept, problems, refuse_without
+from pipelines.service.routes.shared import IMAGE_BODY, Here, by_name, image_body, kept, problems, refuse_without
 from pipelines.service.uploads import all_of, images_of, while_there, worked_on
 from pipelines.service.watch import milliseconds
 
-router = APIRouter(tags=["ranking"])
+router = APIRouter(tags=["ranking"], generate_unique_id_function=by_name)
 
 
 Threshold = Annotated[float, Query(ge=0, le=1, description="leave out labels with a lower score", examples=[0.5])]

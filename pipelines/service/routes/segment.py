@@ -11,13 +11,13 @@ from pipelines.service import records
 from pipelines.service.house import House
 from pipelines.service.problems import Problem
 from pipelines.service.routes.caches import cache_of
-from pipelines.service.routes.shared import IMAGE_BODY, Here, kept, problems, refuse_without
+from pipelines.service.routes.shared import IMAGE_BODY, Here, by_name, kept, problems, refuse_without
 from pipelines.service.uploads import images_of, while_there, worked_on
 
 if TYPE_CHECKING:
     from kappaseg_core.ranking import Ranking
 
-router = APIRouter(tags=["segmentation"])
+router = APIRouter(tags=["segmentation"], generate_unique_id_function=by_name)
 
 
 @router.post("/v1/segment", summary="Segment an image among its best κ labels",

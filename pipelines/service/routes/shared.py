@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 
 from pipelines.service import records
 from pipelines.service.house import House
@@ -27,6 +28,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "full, draining or not ready; Retry-After says when to come back",
     }.items()
 }  # fmt: skip
+
+
+def by_name(route: APIRoute) -> str:
+    """The operation's id in the OpenAPI description, and so the name of a generated client's function."""
+    return route.name
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
