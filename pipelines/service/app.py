@@ -12,12 +12,12 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from pipelines.service.answers import Answers
 from pipelines.service.house import House
 from pipelines.service.page import router as page
 from pipelines.service.problems import add_handlers
 from pipelines.service.routes import ROUTERS
-from pipelines.service.security import Answers, BodyLimit, Door, Tokens
-from pipelines.service.watch import Watched
+from pipelines.service.security import BodyLimit, Door, Tokens
 
 
 def create_app(house: House, tokens: Tokens | None = None) -> FastAPI:
@@ -29,7 +29,7 @@ def create_app(house: House, tokens: Tokens | None = None) -> FastAPI:
         async with house.open():
             yield
 
-    middleware = [Middleware(Watched, watch=house.watch), Middleware(Answers, house=house)]
+    middleware = [Middleware(Answers, house=house)]
     if config.cors:
         middleware.append(Middleware(
             CORSMiddleware, allow_origins=list(config.cors), allow_methods=["GET", "POST"],

@@ -123,8 +123,9 @@ class ServedCache:
     def count(self, watch: Watch, *, found: int, missing: int) -> None:
         if self._counters is None:
             self._counters = watch.lookups.labels(self.name, "yes"), watch.lookups.labels(self.name, "no")
-        self._counters[0].inc(found)
-        self._counters[1].inc(missing)
+        for counter, times in zip(self._counters, (found, missing), strict=True):
+            if times:
+                counter.inc(times)
 
     def refresh(self, class_names: tuple[str, ...] | None = None) -> None:
         """Take over a new generation, notice damage. class_names: those that it has to have."""

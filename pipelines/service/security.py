@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.service.config import LimitsConfig, is_loopback
-from pipelines.service.house import House
-from pipelines.service.problems import HEADERS, Problem
+from pipelines.service.problems import Problem
 
 #: for whoever has no token: is it alive, and the empty page
 OPEN = frozenset(("/", "/v1/healthz", "/v1/readyz", "/v2/health/live", "/v2/health/ready"))
@@ -37,24 +36,6 @@ class Tokens:
         for known in self._digests:
             found |= hmac.compare_digest(known, digest)
         return found and kind.lower() == "bearer"
-
-
-class Answers:
-    """ASGI middleware: HEADERS on every answer, also on those of other middleware, and while the process drains the
-    end of the connection."""
-
-    def __init__(self, app: ASGIApp, house: House) -> None:
-        self.app, self.house = app, house
-        self.always = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                closing = [(b"connection", b"close")] if self.house.is_draining else []
-                message["headers"] = [*message.get("headers", ()), *self.always, *closing]
-            await send(message)
-
-        await self.app(scope, receive, sent)
 
 
 class Door:
@@ -128,7 +109,9 @@ class BodyLimit:
             return message
 
         length = header(scope, b"content-length", "0")
-        if not length.isdecimal():
+        if length == "0" and not header(scope, b"transfer-encoding"):
+            await self.app(scope, receive, send)
+        elif not length.isdecimal():
             problem = Problem(422, f"Content-Length: {length[:20]!r}, wanted a number of bytes", field="Content-Length")
             await problem.response()(scope, receive, send)
         elif len(length) > 20 or int(length) > limit:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -50,38 +49,6 @@ class Watch:
         started = time.perf_counter()
         yield
         self.stage_seconds.labels(name).observe(time.perf_counter() - started)
-
-
-class Watched:
-    """ASGI middleware: counts every answer by the pattern of its route, never by its path."""
-
-    def __init__(self, app: ASGIApp, watch: Watch) -> None:
-        self.app, self.watch = app, watch
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 0
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, sent)
-        except Exception:
-            status = status or 500  # the answer is made outside
-            raise
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self.watch.answered(route, method, status or 499, time.perf_counter() - started)  # 499: the client was gone
-
-
-METHODS = frozenset(("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"))
 
 
 def milliseconds(seconds: float) -> float:
