@@ -68,6 +68,7 @@ class Index:
     _key_at: memoryview = field(init=False, repr=False)
     _starts: memoryview = field(init=False, repr=False)
     _shift: int = field(init=False, repr=False)
+    _hash: hashlib.blake2b = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Where the keys with the same first bits start, about one key to each: 4 bytes an image, a third off a look-up.
@@ -75,6 +76,7 @@ class Index:
         firsts = np.arange(2**bits, dtype=np.uint64) << np.uint64(64 - bits)
         starts = self.keys.searchsorted(firsts).astype(np.uint32 if len(self.keys) < 2**32 else np.int64)
         object.__setattr__(self, "_shift", 64 - bits)
+        object.__setattr__(self, "_hash", hashlib.blake2b(digest_size=8, salt=self.salt))
         # Single elements of a memoryview are Python numbers; those of an array are slower numpy scalars.
         for name, array in (
             ("_row_at", self.rows), ("_offset_at", self.offsets), ("_bytes_at", self.ids), ("_key_at", self.keys),
@@ -85,13 +87,16 @@ class Index:
     def row(self, image_id: str) -> int:
         """The row of an image, -1 for an unknown one."""
         raw = image_id.encode("utf-8", "surrogatepass")
-        key = int.from_bytes(hashlib.blake2b(raw, digest_size=8, salt=self.salt).digest(), "little")
+        digest = self._hash.copy()  # half the time of a new one
+        digest.update(raw)
+        key = int.from_bytes(digest.digest(), "little")
         keys, place = self._key_at, self._starts[key >> self._shift]
-        while place < len(keys) and (there := keys[place]) <= key:
-            if there == key:
-                return self._confirmed(raw, place)
-            place += 1
-        return -1
+        try:
+            while (there := keys[place]) < key:
+                place += 1
+        except IndexError:  # beyond the last; cheaper than asking each time
+            return -1
+        return self._confirmed(raw, place) if there == key else -1
 
     def rows_of(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of many images, i64 [n], -1 for unknown ones."""
@@ -102,21 +107,24 @@ class Index:
         return np.array(found, np.int64)
 
     def image_id(self, row: int) -> str:
-        return bytes(self._id_at(row)).decode(errors="replace")  # a decayed byte must not hide the rest
+        there = self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]]
+        return bytes(there).decode(errors="replace")  # a decayed byte must not hide the rest
 
     def _confirmed(self, raw: bytes, place: int) -> int:
         row: int = self._row_at[place]
         if not 0 <= row < len(self.sources):  # a decayed byte
             return -1
-        return row if self._id_at(row) == raw else -1
-
-    def _id_at(self, row: int) -> memoryview:
-        return self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]]
+        there = self._bytes_at[self._offset_at[row] : self._offset_at[row + 1]]
+        return row if there == raw else -1
 
 
 def hashed(raw_ids: Sequence[bytes], salt: bytes) -> NDArray[np.uint64]:
     """Keys of image ids, u64 [n]."""
-    digests = [hashlib.blake2b(raw, digest_size=8, salt=salt).digest() for raw in raw_ids]
+    new, digests = hashlib.blake2b(digest_size=8, salt=salt).copy, []
+    for raw in raw_ids:
+        digest = new()
+        digest.update(raw)
+        digests.append(digest.digest())
     return np.frombuffer(b"".join(digests), "<u8")
 
 

@@ -149,12 +149,16 @@ class LabelCache:
             row = index.row(ids)
             if row < 0:
                 raise self._unknown(ids)
-            return _answer((ids,), index, slice(row, row + 1), kappa)
+            one = slice(row, row + 1)
+            cells = one, slice(kappa)
+            labels, scores = index.labels[cells].astype(_INT), index.scores[cells].astype(_FLOAT)
+            return Lookup((ids,), labels, scores, index.sources[one])
         names = tuple(ids)
         rows = index.rows_of(names)
         if (rows < 0).any():
             raise self._unknown(names[int(np.argmin(rows))])
-        return _answer(names, index, rows, kappa)
+        labels, scores = index.labels[rows, :kappa].astype(_INT), index.scores[rows, :kappa].astype(_FLOAT)
+        return Lookup(names, labels, scores, index.sources[rows])
 
     def read_split(self, split: str) -> Columns:
         """All rows of a split from its parts, size, sha256 and page checksums verified; copied only to join parts."""
@@ -196,15 +200,6 @@ class LabelCache:
             f"image id {image_id!r} is not among the {len(self)} of cache {self.path} "
             f"(splits {', '.join(self.splits)}); {hint}"
         )
-
-
-def _answer(names: tuple[str, ...], index: Index, rows: slice | NDArray[np.int64], kappa: int) -> Lookup:
-    return Lookup(
-        names,
-        index.labels[rows, :kappa].astype(_INT),
-        index.scores[rows, :kappa].astype(_FLOAT),
-        index.sources[rows],
-    )
 
 
 def _no_cache(directory: Path, error: OSError) -> CacheError:

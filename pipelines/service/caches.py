@@ -73,8 +73,8 @@ class Generation:
         scores = self.index.scores[row, :kappa].view(np.uint16)
         text = (
             f'{{"image_id":{to_json(image_id).decode()},"cache":{to_json(name).decode()},"version":"{self.version}",'
-            f'"source":"{SOURCES[self.index.sources[row]]}","kappa":{kappa},"ids":[{",".join(self.ids[labels])}],'
-            f'"names":[{",".join(self.names[labels])}],"scores":[{",".join(score_texts()[scores])}]}}'
+            f'"source":"{SOURCES[self.index.sources[row]]}","kappa":{kappa},"ids":[{joined(self.ids, labels)}],'
+            f'"names":[{joined(self.names, labels)}],"scores":[{joined(score_texts(), scores)}]}}'
         )
         return text.encode()
 
@@ -93,6 +93,11 @@ class Generation:
                         "missing": missing, "source": sources})  # fmt: skip
         text = f',"ids":[{json_rows(labels)}],"scores":[{json_rows(scores)}]}}'
         return head[:-1] + text.encode(), len(missing)
+
+
+def joined(texts: Texts, places: NDArray[Any]) -> str:
+    """Some of the texts, separated by commas; three times in a look-up, and this way takes half the time of others."""
+    return ",".join(texts.take(places).tolist())
 
 
 def json_rows(texts: Texts) -> str:

@@ -104,11 +104,24 @@ def test_a_copied_cache_is_verified_once_and_its_index_used(
     assert len(read) == 3 and built(copy) == first
 
 
-def test_ids_whose_keys_collide_are_told_apart(source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weak(data: bytes, *, digest_size: int, salt: bytes) -> Any:
-        return hashlib.blake2b(b"" if salt == b"\0" else data, digest_size=digest_size, salt=salt)
+def hash_other(monkeypatch: pytest.MonkeyPatch, data_for: Callable[[bytes, bytes], bytes]) -> None:
+    """Let the index hash data_for(data, salt) in the place of an id's bytes."""
 
-    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=weak))
+    class Changed:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        def copy(self) -> Changed:
+            return Changed(**self.options)
+
+        def update(self, data: bytes) -> None:
+            self.digest = hashlib.blake2b(data_for(data, self.options["salt"]), **self.options).digest
+
+    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=Changed))
+
+
+def test_ids_whose_keys_collide_are_told_apart(source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hash_other(monkeypatch, lambda data, salt: b"" if salt == b"\0" else data)
     cache, expected = LabelCache.open(committed), source.expected()
     for image_id in source.ids:
         assert cache.lookup(image_id).labels[0].tolist() == [c for _, c in expected[image_id]]
@@ -118,14 +131,9 @@ def test_ids_whose_keys_collide_are_told_apart(source: Any, committed: Path, mon
 def test_an_id_with_the_key_of_another_is_unknown(
     source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = LabelCache.open(committed)
-    cache.lookup(source.ids)
     known = source.ids[0].encode()
-
-    def confused(data: bytes, **options: Any) -> Any:
-        return hashlib.blake2b(known if data == b"stranger" else data, **options)
-
-    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=confused))
+    hash_other(monkeypatch, lambda data, salt: known if data == b"stranger" else data)
+    cache = LabelCache.open(committed)
     assert source.ids[0] in cache
     for ids in ("stranger", ["stranger"]):
         with pytest.raises(CacheError, match="'stranger' is not among"):
