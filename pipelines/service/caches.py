@@ -146,7 +146,7 @@ class ServedCache:
             if self._look() != seen:
                 return  # written anew at this moment; look again
             told = self._told(error)
-            if told != self.fault:
+            if self.now is not None and told != self.fault:  # at the start whoever started it is told
                 _log.error("cache %s is not ready: %s", self.name, error)
             self._seen, self.fault = seen, told
             return

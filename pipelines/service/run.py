@@ -8,6 +8,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from types import FrameType
 
 import uvicorn
@@ -28,37 +30,47 @@ HEAD_BYTES = 64_000
 
 
 def serve(config: ServeConfig) -> int:
-    """Answer until SIGTERM or SIGINT. Raises UserError for what cannot be served, before any address is taken."""
+    """Answer until SIGTERM or SIGINT. Raises UserError for what cannot be served, before anybody is answered."""
     logging.basicConfig(level=logging.INFO, format="kappaseg: %(message)s", stream=sys.stderr)
     tokens = Tokens(config.tokens())
-    house = build_house(config)
-    listening = listen(config)
-    server = Server(house, create_app(house, tokens))
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    for name, state in house.readiness().items():
-        if name != "service":
-            print(f"kappaseg: {name}: {state}", file=sys.stderr)
-    print(f"kappaseg: http://{shown}:{port}/ {'with tokens' if tokens else 'for this machine only'}", flush=True)
-    with listening:
-        server.run(sockets=[listening])
+    with closing(bound(config)) as address:  # before the networks are loaded, which takes a while
+        house = build_house(config)
+        server = Server(house, create_app(house, tokens))
+        with telling(config):
+            address.listen(2048)
+        host, port = address.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        for name, state in house.readiness().items():
+            if name != "service":
+                print(f"kappaseg: {name}: {state}", file=sys.stderr)
+        print(f"kappaseg: http://{shown}:{port}/ {'with tokens' if tokens else 'for this machine only'}", flush=True)
+        server.run(sockets=[address])
     return 0
 
 
-def listen(config: ServeConfig) -> socket.socket:
-    """The address, taken. Raises UserError where it cannot be."""
-    try:
+def bound(config: ServeConfig) -> socket.socket:
+    """The address, at which nobody is answered yet. Raises UserError where it cannot be had."""
+    with telling(config):
         family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(2048)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+        except OSError:
+            found.close()
+            raise
+        return found
+
+
+@contextmanager
+def telling(config: ServeConfig) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{config.host}:{config.port} cannot be listened on: {(error.strerror or str(error)).lower()}; "
             "choose another --port (0 = any free one) or --host"
         ) from None
-    return found
 
 
 class Server(uvicorn.Server):

@@ -273,3 +273,24 @@ def test_a_cache_needs_a_name_that_fits_into_an_address(finished: Any, name: str
     folder = finished.out / "labels" if name else Path("/")
     with pytest.raises(UserError, match="has no name"):
         ServeConfig(caches=(f"{name}={folder}" if name else str(folder),)).named_caches()
+
+
+def test_an_address_in_use_is_one_line_before_anything_is_loaded(
+    chain: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    monkeypatch.setattr("pipelines.service.run.build_house", lambda config: pytest.fail("loaded"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        refused(chain, ["serve", "--cache", "out/labels", "--port", port], "cannot be listened on", "choose another")
+
+
+def test_a_cache_that_is_not_there_is_one_line(chain: Any, refused: Any) -> None:
+    refused(chain, ["serve", "--cache", "out/nope", "--port", "0"], "does not exist; make it with `kappaseg rank`")
+
+
+def test_a_network_in_the_place_of_the_classifier_is_one_line(chain: Any, refused: Any) -> None:
+    refused(chain, ["serve", "--classifier", "out/stage2-cache", "--port", "0"], "holds no classifier")
