@@ -26,6 +26,11 @@ from kappaseg_core.errors import UserError
 
 #: the token of a client that is given none
 TOKEN_VARIABLE = "KAPPASEG_TOKEN"
+#: what the answers of some routes have, by the end of their path
+EXPECTED = {
+    "models": {"caches", "limits", "classifier"}, "vocabulary": {"names"}, "rank": {"ids", "scores", "names", "model"},
+    "rank:batch": {"results"}, "labels:batch": {"ids", "scores", "source", "missing", "version", "kappa"},
+}  # fmt: skip
 #: the way to the service failed, not the service: worth another attempt
 AGAIN = (
     httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError,
@@ -88,13 +93,19 @@ class RankingClient:
     ) -> None:  # fmt: skip
         if not url.startswith(("http://", "https://")):
             raise ServiceError(f"service {url!r}: wanted http://HOST:PORT, as kappaseg serve prints it")
-        self.url, self.retries, self.pause = url.rstrip("/"), retries, pause
+        self.url, self.retries, self.pause, self.longest = url.rstrip("/"), retries, pause, timeout
         token = token or os.environ.get(TOKEN_VARIABLE)
+        token = token.strip() if token else None
+        if token and not (token.isascii() and token.isprintable()):
+            raise ServiceError("the token of the service is no plain ASCII text; give it as kappaseg serve has it")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env: a proxy of the environment is not for a service of one's own
-        self._http = httpx2.Client(
-            base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=False
-        )
+        try:
+            self._http = httpx2.Client(
+                base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=False
+            )
+        except httpx2.InvalidURL as error:
+            raise ServiceError(f"service {url!r}: {error}; wanted http://HOST:PORT") from None
         self._limits: dict[str, Any] | None = None
         self._close = weakref.finalize(self, self._http.close)  # a ranking source lives as long as whoever uses it
 
@@ -111,12 +122,11 @@ class RankingClient:
 
     def models(self) -> dict[str, Any]:
         """What is served, and the limits (see /v1/models)."""
-        found: dict[str, Any] = self._ask("GET", "/v1/models").json()
-        return found
+        return self._ask("GET", "/v1/models")
 
     def vocabulary(self) -> tuple[str, ...]:
         """All class names, in order of label id."""
-        return tuple(self._ask("GET", "/v1/vocabulary").json()["names"])
+        return tuple(self._ask("GET", "/v1/vocabulary")["names"])
 
     def rank(self, image: Picture, *, kappa: int | None = None, threshold: float = 0.0) -> Ranked:
         """The κ best labels of an image (10 where κ is not given), less those with a score below the threshold.
@@ -127,7 +137,7 @@ class RankingClient:
             "POST", "/v1/rank", params=query(kappa=kappa, threshold=threshold), content=file_of(image),
             headers={"Content-Type": "application/octet-stream"},
         )  # fmt: skip
-        return ranked(answer.json())
+        return ranked(answer)
 
     def rank_many(self, images: Sequence[Picture], *, kappa: int | None = None) -> list[Ranked]:
         """The ranking of each image, in order, as many in a request as the service takes.
@@ -141,7 +151,7 @@ class RankingClient:
                 ("image", (f"{start + i}", file_of(image))) for i, image in enumerate(images[start : start + most])
             ]
             answer = self._ask("POST", "/v1/rank:batch", params=query(kappa=kappa), files=files)
-            for number, result in enumerate(answer.json()["results"], start):
+            for number, result in enumerate(answer["results"], start):
                 if problem := result.get("problem"):
                     raise ServiceError(f"image {number} of {len(images)}: {problem['detail']}", problem["status"])
                 found.append(ranked(result))
@@ -156,11 +166,10 @@ class RankingClient:
         ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
         name = cache or self._only_cache()
         most = self._most("ids_per_request")
-        parts = [
+        answers = [
             self._ask("POST", f"/v1/caches/{name}/labels:batch", json={"image_ids": ids[i : i + most], "kappa": kappa})
             for i in range(0, max(1, len(ids)), most)
         ]
-        answers = [part.json() for part in parts]
         if missing := [image_id for answer in answers for image_id in answer["missing"]]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ServiceError(f"{self.url}: cache {name} has no image {missing[0]!r}{more}; rank them first", 404)
@@ -186,7 +195,7 @@ class RankingClient:
             self._limits = self.models()["limits"]
         return int(self._limits[limit])
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx2.Response:
+    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         """A successful answer, after as many attempts as that takes and `retries` allows."""
         pause = self.pause
         for left in range(self.retries, -1, -1):
@@ -201,13 +210,23 @@ class RankingClient:
                 wait = pause
             else:
                 if answer.is_success:
-                    return answer
+                    return self._read(answer, path)
                 if answer.status_code != 503 or left == 0:
                     raise ServiceError(f"{self.url}{path}: {detail(answer)}", answer.status_code)
                 wait = max(pause, number(answer.headers.get("Retry-After")))
-            time.sleep(wait)
+            time.sleep(min(wait, self.longest))
             pause *= 2
         raise AssertionError
+
+    def _read(self, answer: httpx2.Response, path: str) -> dict[str, Any]:
+        """The JSON object of an answer. Raises ServiceError for anything else."""
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not EXPECTED.get(path.rpartition("/")[2], set()) <= found.keys():
+            raise ServiceError(f"{self.url}{path} gives something else; is this a kappaseg service?")
+        return found
 
 
 def file_of(image: Picture) -> bytes:
@@ -252,6 +271,7 @@ def detail(answer: httpx2.Response) -> str:
 
 def number(text: str | None) -> float:
     try:
-        return float(text or 0)
+        found = float(text or 0)
     except ValueError:
         return 0.0
+    return found if found > 0 else 0.0  # also not a number

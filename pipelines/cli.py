@@ -200,7 +200,7 @@ class SettingsHelp(argparse.Action):
 
         module, name = self.settings.split(":")
         parser.print_help()
-        print("\nsettings, over those of CONFIG or RUN:\n")
+        print("\nsettings, over those of CONFIG or RUN where there is one:\n")
         print(settings_help(getattr(importlib.import_module(module), name), parser.prog))
         raise SystemExit(0)
 

@@ -91,6 +91,10 @@ def describe(found: NDArray[Any], ranking: Ranking, class_names: Sequence[str]) 
 
 def live_ranking(config: Stage2Config, class_names: tuple[str, ...], classifier: Path | None, here: Placement) -> Any:
     """Image u8 [3, H, W] → Ranking, for images outside every data set."""
+    if config.source.url is not None and config.source.at_test != "service":
+        raise UserError(f"a service is named ({config.source.url}), and nobody asks it; add --source service")
+    if config.source.at_test == "service" and classifier is not None:
+        raise UserError(f"--classifier {classifier} and --source service: one of them ranks; leave one out")
     if config.source.at_test == "complete" and classifier is None:
         return lambda picture: complete_ranking(1, len(class_names))
     kappa = config.source.kept(len(class_names), at_test=True)

@@ -26,14 +26,22 @@ class Gate:
         self.limit, self.inside, self._gauge = limit, 0, gauge
 
     @contextmanager
-    def admit(self, images: int = 1) -> Iterator[None]:
+    def admit(self, images: int = 1) -> Iterator[Callable[[int], None]]:
+        """Room for so many images; gives a function that keeps room for fewer."""
         if self.inside + images > self.limit:
             raise come_back(f"{self.inside} images are being worked on, of at most {self.limit}; try again")
-        self._move(images)
+        held = 0
+
+        def keep(wanted: int) -> None:
+            nonlocal held
+            self._move(wanted - held)
+            held = wanted
+
+        keep(images)
         try:
-            yield
+            yield keep
         finally:
-            self._move(-images)
+            keep(0)
 
     def _move(self, images: int) -> None:
         self.inside += images
@@ -75,7 +83,11 @@ class MicroBatcher(Generic[Item, Result]):
         waiting = Waiting[Item, Result](item, until, asyncio.get_running_loop().create_future())
         self.queue.append(waiting)
         self._arrived.set()
-        return await waiting.done
+        try:
+            return await waiting.done
+        finally:
+            if waiting in self.queue:  # given up
+                self.queue.remove(waiting)
 
     async def run(self) -> None:
         """Serve until cancelled."""

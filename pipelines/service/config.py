@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -84,10 +85,11 @@ class ServeConfig:
     """how long readiness says no before the address is given up, once the process is told to end"""
 
     def __post_init__(self) -> None:
-        if not (self.classifier or self.caches or self.segmenter):
-            raise ValueError("nothing to serve; give --classifier RUN, --cache DIR or --segmenter RUN")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port = {self.port}, wanted 0 to 65535")
+        for origin in self.cors:
+            if not re.fullmatch(r"https?://[^/*]+", origin):
+                raise ValueError(f"cors = {origin!r}, wanted an origin: https://HOST or https://HOST:PORT")
         if not self.check_seconds > 0 or self.drain_seconds < 0:
             raise ValueError("check_seconds has to be more than 0, drain_seconds 0 or more")
 
@@ -100,6 +102,8 @@ class ServeConfig:
         found: dict[str, Path] = {}
         for text in self.caches:
             name, given, folder = text.partition("=")
+            if "/" in name or Path(text).is_dir():  # an = in a path
+                given, folder = "", text
             path = Path(folder if given else text)
             name = name if given else path.absolute().name
             if not name or "/" in name:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import sys
 import time
@@ -53,6 +52,10 @@ class House:
         self.gate = Gate(self.config.limits.queue, self.watch.inside.set)
         self.decoders = ThreadPoolExecutor(self.config.batching.decoders, "decode", initializer=alone)
         self.compute = ThreadPoolExecutor(1, "compute")
+        self.turns = {
+            self.decoders: asyncio.Semaphore(self.config.batching.decoders),
+            self.compute: asyncio.Semaphore(1),
+        }
         self.batcher: MicroBatcher[Tensor, Ranking] | None = None
         if self.classifier is not None:
             self.batcher = MicroBatcher(
@@ -109,14 +112,28 @@ class House:
             self.watch.ready.labels(name).set(state == "ready")
 
     async def in_thread(self, pool: ThreadPoolExecutor, until: float, work: Callable[..., T], *arguments: Any) -> T:
-        """Work of one request, on one of the two pools. Raises Problem (503) where its deadline passes before."""
+        """Work of one request, on one of the two pools. Raises Problem (503) where its deadline passes before.
+
+        A pool is given no more than it has threads for, so that a request which is given up while it waits leaves
+        nothing behind; work that has begun cannot be stopped, and keeps its turn until it ends.
+        """
 
         def begun() -> T:
             if time.monotonic() > until:
                 raise come_back("the deadline passed while the image was waiting; try again")
             return work(*arguments)
 
-        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(begun))
+        turn = self.turns[pool]
+        await turn.acquire()
+        running = asyncio.get_running_loop().run_in_executor(pool, begun)
+
+        def ended(done: asyncio.Future[T]) -> None:
+            turn.release()
+            if not done.cancelled():
+                done.exception()  # seen, also where nobody waits for it any more
+
+        running.add_done_callback(ended)
+        return await asyncio.shield(running)
 
 
 def alone() -> None:
@@ -127,6 +144,8 @@ def alone() -> None:
 
 def build_house(config: ServeConfig) -> House:
     """Load everything that is to be served. Raises UserError, also where two parts have different classes."""
+    if not (config.classifier or config.caches or config.segmenter):
+        raise UserError("nothing to serve; give --classifier RUN, --cache DIR or --segmenter RUN")
     caches = {name: ServedCache(name, path) for name, path in config.named_caches().items()}
     for cache in caches.values():
         cache.refresh()

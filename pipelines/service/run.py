@@ -66,9 +66,10 @@ def bound(config: ServeConfig) -> socket.socket:
 def telling(config: ServeConfig) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{config.host}:{config.port} cannot be listened on: {(error.strerror or str(error)).lower()}; "
+            f"{config.host}:{config.port} cannot be listened on: {reason.lower()}; "
             "choose another --port (0 = any free one) or --host"
         ) from None
 

@@ -14,19 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pipelines.service.house import House
-from pipelines.service.problems import Problem
+from pipelines.service.problems import Problem, come_back
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def worked_on(request: Request, house: House, images: int) -> AsyncIterator[float]:
-    """Room for so many images, until when: seconds on the monotonic clock. Raises Problem (503)."""
-    with house.gate.admit(images):
+async def worked_on(house: House, images: int) -> AsyncIterator[tuple[float, Callable[[int], None]]]:
+    """Room for so many images: when they have to be answered, on the monotonic clock, and a function that keeps room
+    for fewer. Raises Problem (503)."""
+    with house.gate.admit(images) as keep:
         try:
-            yield time.monotonic() + house.config.limits.seconds
+            yield time.monotonic() + house.config.limits.seconds, keep
         except ClientDisconnect:
-            raise Problem(422, "body: the connection ended before it was complete", field="body") from None
+            raise Problem(422, "body: the connection ended before the answer", field="body") from None
 
 
 async def images_of(request: Request, house: House, *, most: int, until: float) -> list[bytes]:
@@ -87,14 +88,17 @@ def checked(data: bytes, house: House) -> bytes:
     return data
 
 
-async def while_there(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work, given up as soon as the client is gone."""
+async def while_there(request: Request, work: Awaitable[T], until: float) -> T:
+    """The result of some work, given up as soon as the client is gone, and with Problem (503) when its time is over."""
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(disconnected(request.receive))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        left = until - time.monotonic()
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED, timeout=max(0.0, left))
         if not task.done():
-            raise ClientDisconnect
+            if gone.done():
+                raise ClientDisconnect
+            raise come_back("the deadline passed before the answer was there; try again")
         return task.result()
     finally:
         task.cancel()

@@ -32,8 +32,9 @@ class Service:
 
     def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         if self.cache is not None:
-            labels, scores = self.client.lookup(image_ids, cache=self.cache, kappa=self.kappa)
-            return ranking_of(labels, scores)
+            rows = self.client.lookup(image_ids, cache=self.cache, kappa=self.kappa)
+            self.refuse_other(rows.version)
+            return ranking_of(rows.labels, rows.scores)
         if image is None:
             raise UserError(
                 f"service {self.client.url} ranks whole images, and training sees crops of {image_ids[0]}; name one of "
@@ -44,12 +45,16 @@ class Service:
     def live(self, image: NDArray[Any]) -> Ranking:
         """The ranking of an image u8 [3, H, W] by the service's classifier."""
         found = self.client.rank(image, kappa=self.kappa)
-        if found.model != self.fingerprint:
-            raise UserError(
-                f"service {self.client.url} changed its classifier from {self.fingerprint[:12]} to {found.model[:12]} "
-                "in between; start again"
-            )
+        self.refuse_other(found.model)
         return ranking_of(found.ids[None], found.scores[None])
+
+    def refuse_other(self, version: str) -> None:
+        """Raises UserError where something else answers than at the start."""
+        if version != self.fingerprint:
+            raise UserError(
+                f"service {self.client.url} answered from {self.fingerprint[:12]} and now from {version[:12]}: its "
+                f"{'classifier' if self.cache is None else f'cache {self.cache}'} was replaced; start again"
+            )
 
 
 def ranking_of(labels: NDArray[Any], scores: NDArray[Any]) -> Ranking:
@@ -65,13 +70,13 @@ def build(inputs: SourceInputs) -> Service:
         raise UserError(
             f"service {inputs.url} has another class list: {difference}; start one with the classifier of this data set"
         )
-    return Service(client, inputs.kappa, inputs.service_cache, version_of(client, inputs.service_cache))
+    return Service(client, inputs.kappa, inputs.service_cache, version_of(client, inputs.service_cache, inputs.kappa))
 
 
-def version_of(client: RankingClient, cache: str | None) -> str:
+def version_of(client: RankingClient, cache: str | None, kappa: int) -> str:
     """Fingerprint of what answers: the classifier, or the generation of the cache. Raises UserError."""
     if cache is not None:
-        return client.lookup([], cache=cache).version
+        return client.lookup([], cache=cache, kappa=kappa).version
     classifier = client.models()["classifier"]
     if classifier is None:
         raise UserError(f"service {client.url} ranks no new images; start it with --classifier, or name a cache of it")

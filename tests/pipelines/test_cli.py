@@ -20,6 +20,7 @@ from kappaseg_core.scenes import scene_options
 from label_cache import LabelCache
 from pipelines.arguments import split_settings
 from pipelines.cli import main
+from pipelines.service.config import ServeConfig
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage2_segmentation.config import Stage2Config
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = {"stage1": Stage1Config, "rank": RankConfig, "stage2": Stage2Config}
 VERBS = {"stage1": "run-stage1", "rank": "rank", "stage2": "run-stage2"}
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
-        "predict": Stage2Config, "data": DataConfig}  # fmt: skip
+        "predict": Stage2Config, "data": DataConfig, "serve": ServeConfig}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 

@@ -29,9 +29,9 @@ SHOWN = 10
 async def rank(request: Request, house: Here, kappa: RankedKappa = None, threshold: Threshold = 0.0) -> records.Ranked:
     kappa = kept(house, kappa, SHOWN)
     refuse_without(house.classifier, "ranks no new images", "--classifier RUN")
-    async with worked_on(request, house, 1) as until:
+    async with worked_on(house, 1) as (until, _):
         (data,) = await images_of(request, house, most=1, until=until)
-        return await while_there(request, ranked(house, data, kappa, threshold, until))
+        return await while_there(request, ranked(house, data, kappa, threshold, until), until)
 
 
 @router.post("/v1/rank:batch", summary="Rank the labels of several images", openapi_extra=image_body(several=True),
@@ -52,9 +52,11 @@ async def rank_batch(
             return records.Refused(problem=records.ProblemDetails(**problem.to_plain()))
 
     most = house.config.limits.images_per_request
-    async with worked_on(request, house, most) as until:
+    async with worked_on(house, most) as (until, keep):
         images = await images_of(request, house, most=most, until=until)
-        return records.RankedBatch(results=await while_there(request, all_of([one(data, until) for data in images])))
+        keep(len(images))
+        every = all_of([one(data, until) for data in images])
+        return records.RankedBatch(results=await while_there(request, every, until))
 
 
 async def ranked(house: House, data: bytes, kappa: int, threshold: float, until: float) -> records.Ranked:

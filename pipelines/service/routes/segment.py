@@ -43,6 +43,9 @@ async def segment(
 
     assert house.segmenter is not None
     source = ranking or default_source(house) or "cache"
+    if source != "cache" and (cache is not None or image_id is not None):
+        field = "cache" if cache is not None else "image_id"
+        raise Problem(422, f"{field}: given, and the ranking is that of {source}; add ranking=cache", field=field)
     known = cached_ranking(house, cache, image_id) if source == "cache" else None
     refuse_source(house, source)
     everything = len(house.class_names) if source == "complete" else house.segmenter.kappa
@@ -53,10 +56,10 @@ async def segment(
     if unknown := [label for label in without if not 0 <= label < len(house.class_names)]:
         raise Problem(422, f"without: {unknown[0]}, wanted label ids up to {len(house.class_names) - 1}",
                       field="without", limit=len(house.class_names) - 1)  # fmt: skip
-    async with worked_on(request, house, 1) as until:
+    async with worked_on(house, 1) as (until, _):
         (data,) = await images_of(request, house, most=1, until=until)
         wish = Wish(source, known, kappa, frozenset(without), encoding)
-        made = await while_there(request, segmented(house, data, wish, until))
+        made = await while_there(request, segmented(house, data, wish, until), until)
     if "image/png" in request.headers.get("accept", ""):
         return Response(base64.b64decode(made.label_map.png), media_type="image/png")
     return Response(made.model_dump_json(), media_type="application/json")

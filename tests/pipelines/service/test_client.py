@@ -137,7 +137,8 @@ def test_what_does_not_pass_is_not_repeated(final: httpx2.Response | Exception) 
 
 
 def test_a_cache_replaced_in_the_middle_is_an_error() -> None:
-    limits = httpx2.Response(200, content=json.dumps({"caches": ["labels"], "limits": {"ids_per_request": 1}}))
+    about = {"caches": ["labels"], "limits": {"ids_per_request": 1}, "classifier": None}
+    limits = httpx2.Response(200, content=json.dumps(about))
     parts = [
         httpx2.Response(200, content=json.dumps({"version": v, "kappa": 1, "ids": [[0]], "scores": [[1.0]],
                                                  "source": ["held-out"], "missing": []}))
@@ -232,3 +233,58 @@ def test_a_service_of_other_classes_is_refused(
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="wanted http://HOST:PORT"):
         RankingClient("localhost:8000")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80x", "http://[", "http://"])
+def test_an_address_that_cannot_be_one_is_one_line(url: str) -> None:
+    with pytest.raises(ServiceError), RankingClient(url, retries=0) as client:
+        client.models()
+
+
+@pytest.mark.parametrize("content", ["<html>", "[]", "{}", '{"names": 1}'])
+def test_a_page_in_the_place_of_an_answer_is_told(content: str) -> None:
+    page = httpx2.Response(200, content=content)
+    with (
+        RankingClient("http://x", transport=scripted([page], [])) as client,
+        pytest.raises(ServiceError, match="is this a kappaseg service"),
+    ):
+        client.models()
+
+
+def test_a_token_is_never_repeated() -> None:
+    for token in ("secret-\u00e9", "secret-\x00"):
+        with pytest.raises(ServiceError) as caught:
+            RankingClient("http://x", token=token)
+        assert "secret" not in str(caught.value)
+
+
+def test_no_service_makes_a_client_wait_longer_than_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("kappaseg_core.client.time.sleep", pauses.append)
+    answers = [full("86400"), full("inf"), full("nan"), full()]
+    with (
+        RankingClient("http://x", timeout=3, retries=3, transport=scripted(answers, [])) as client,
+        pytest.raises(ServiceError, match="full"),
+    ):
+        client.models()
+    assert len(pauses) == 3 and max(pauses) <= 3
+
+
+def test_a_cache_of_a_service_that_is_replaced_is_noticed() -> None:
+    from stage2_segmentation.sources.service import Service
+
+    limits = {"caches": ["labels"], "limits": {"ids_per_request": 9}, "classifier": None}
+    rows = [{"version": v, "kappa": 1, "ids": [[0]], "scores": [[1.0]], "source": ["held-out"], "missing": []}
+            for v in ("old", "new")]  # fmt: skip
+    answers = [httpx2.Response(200, content=json.dumps(answer)) for answer in (limits, *rows)]
+    source = Service(RankingClient("http://x", transport=scripted(answers, [])), 1, "labels", "old")
+    assert source(["a"], None).labels.tolist() == [[0]]
+    with pytest.raises(UserError, match="cache labels was replaced"):
+        source(["a"], None)
+
+
+def test_flags_that_nobody_would_follow_are_refused(chain: Chain, refused: Any, url: str) -> None:
+    words = ["predict", "out/stage2-cache", str(chain.photo("v0"))]
+    refused(chain, [*words, "--url", url], "nobody asks it; add --source service")
+    both = ["--source", "service", "--url", url, "--classifier", "out/stage1"]
+    refused(chain, [*words, *both], "one of them ranks; leave one out")

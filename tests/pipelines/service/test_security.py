@@ -268,11 +268,24 @@ def test_no_request_names_an_address_or_a_file_of_the_server(client: TestClient)
                      "encoding", "model", "image", "image_ids"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["", "a/b"])
-def test_a_cache_needs_a_name_that_fits_into_an_address(finished: Any, name: str) -> None:
-    folder = finished.out / "labels" if name else Path("/")
+@pytest.mark.parametrize("text", ["/", "=labels"])
+def test_a_cache_needs_a_name(text: str) -> None:
     with pytest.raises(UserError, match="has no name"):
-        ServeConfig(caches=(f"{name}={folder}" if name else str(folder),)).named_caches()
+        ServeConfig(caches=(text,)).named_caches()
+
+
+def test_an_equals_sign_in_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    texts = (f"{tmp_path}/lr=0.1/labels", "lr=0.1", "other=lr=0.1")
+    assert ServeConfig(caches=texts).named_caches() == {
+        "labels": tmp_path / "lr=0.1" / "labels", "lr=0.1": Path("lr=0.1"), "other": Path("lr=0.1")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ["*", "labels.example", "https://labels.example/", "https://*.example"])
+def test_an_origin_that_no_page_can_have_is_refused(chain: Any, refused: Any, origin: str) -> None:
+    refused(chain, ["serve", "--cache", "out/labels", "--cors", origin], "wanted an origin: https://HOST")
 
 
 def test_an_address_in_use_is_one_line_before_anything_is_loaded(
