@@ -46,13 +46,12 @@ class Generation:
     index: Index
     ids: Texts
     names: Texts
-    seen: object
 
     @classmethod
-    def of(cls, cache: LabelCache, seen: object) -> Generation:
+    def of(cls, cache: LabelCache) -> Generation:
         names = [to_json(name).decode() for name in cache.class_names]
         ids = [str(label) for label in range(cache.num_classes)]
-        return cls(cache, cache.index, np.array(ids, object), np.array(names, object), seen)
+        return cls(cache, cache.index, np.array(ids, object), np.array(names, object))
 
     @property
     def version(self) -> str:
@@ -141,7 +140,7 @@ class ServedCache:
             return  # being written anew
         try:
             found = LabelCache.open(self.path, expect=Expectation(class_names=class_names) if class_names else None)
-            generation = Generation.of(found, seen)
+            generation = Generation.of(found)
         except CacheError as error:
             if self._look() != seen:
                 return  # written anew at this moment; look again

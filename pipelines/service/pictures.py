@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -37,8 +36,7 @@ def decoded(data: bytes, *, max_pixels: int) -> NDArray[Any]:
     if width * height > max_pixels:
         raise too_many_pixels(f"{height}x{width}", max_pixels)
     try:
-        # a line of pixels is still Pillow's own memory, which may not be written to
-        return np.require(photo(data, "image", formats=FORMATS), requirements="W")
+        return photo(data, "image", formats=FORMATS)
     except UserError as error:
         reason = str(error).removeprefix("image ").partition("; replace")[0]
         raise Problem(422, f"image: {reason}", field="image") from None

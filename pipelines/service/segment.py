@@ -71,12 +71,6 @@ class ServedSegmenter:
         return segment_image(self.model, torch.from_numpy(image), ranking, self.config.inference, self.here)
 
 
-def ranking_of(labels: NDArray[Any], scores: NDArray[Any]) -> Ranking:
-    """A row of a cache, [κ] each, as the ranking of one image."""
-    ids = torch.from_numpy(labels.astype(np.int64))[None]
-    return Ranking(ids, torch.from_numpy(scores.astype(np.float32))[None], torch.ones_like(ids, dtype=torch.bool))
-
-
 def without(ranking: Ranking, labels: Collection[int]) -> Ranking:
     """The ranking of one image with some labels taken out; those behind them move up."""
     if not labels:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
@@ -61,6 +62,12 @@ class SourceInputs:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def ranking_of(labels: NDArray[Any], scores: NDArray[Any]) -> Ranking:
+    """Stored rows as rankings: labels of any integer type and scores of any float type, [n, κ] each."""
+    ids = torch.from_numpy(labels).long()
+    return Ranking(ids, torch.from_numpy(scores).float(), torch.ones_like(ids, dtype=torch.bool))
 
 
 def scene_ranking(source: Source, scene: Scene) -> Ranking | OwnRanking:

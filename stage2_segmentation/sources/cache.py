@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking
 from label_cache import Expectation, LabelCache
-from stage2_segmentation.sources import SourceInputs
+from stage2_segmentation.sources import SourceInputs, ranking_of
 
 ALL_RANKS = False
 
@@ -30,8 +29,7 @@ class Cached:
 
     def __call__(self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None) -> Ranking:
         found = self.cache.lookup(list(image_ids), self.kappa)
-        labels, scores = torch.from_numpy(found.labels).long(), torch.from_numpy(found.scores)
-        return Ranking(labels, scores, torch.ones_like(labels, dtype=torch.bool))
+        return ranking_of(found.labels, found.scores)
 
 
 def build(inputs: SourceInputs) -> Cached:

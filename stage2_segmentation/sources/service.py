@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from kappaseg_core.checkpoint import class_difference
 from kappaseg_core.client import RankingClient
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking
-from stage2_segmentation.sources import SourceInputs
+from stage2_segmentation.sources import SourceInputs, ranking_of
 
 ALL_RANKS = False
 
@@ -55,11 +54,6 @@ class Service:
                 f"service {self.client.url} answered from {self.fingerprint[:12]} and now from {version[:12]}: its "
                 f"{'classifier' if self.cache is None else f'cache {self.cache}'} was replaced; start again"
             )
-
-
-def ranking_of(labels: NDArray[Any], scores: NDArray[Any]) -> Ranking:
-    ids = torch.from_numpy(labels).long()
-    return Ranking(ids, torch.from_numpy(scores), torch.ones_like(ids, dtype=torch.bool))
 
 
 def build(inputs: SourceInputs) -> Service:

@@ -92,7 +92,7 @@ def refuse_source(house: House, source: records.Source) -> None:
 
 def cached_ranking(house: House, name: str | None, image_id: str | None) -> Ranking:
     """A whole row of a cache. Raises Problem."""
-    from pipelines.service.segment import ranking_of
+    from stage2_segmentation.sources import ranking_of
 
     if name is None or image_id is None:
         here = "" if house.classifier else " (no classifier is served that could rank the image)"
@@ -102,4 +102,4 @@ def cached_ranking(house: House, name: str | None, image_id: str | None) -> Rank
     row = now.index.row(image_id)
     if row < 0:
         raise Problem(404, f"image_id: {image_id[:200]!r} is not in cache {name}", field="image_id")
-    return ranking_of(now.index.labels[row], now.index.scores[row])
+    return ranking_of(*(rows[row : row + 1].copy() for rows in (now.index.labels, now.index.scores)))
