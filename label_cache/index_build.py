@@ -7,16 +7,14 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from label_cache.errors import CacheError, reason
 from label_cache.files import remove, remove_dead, temporary_beside
-from label_cache.index import ARRAYS, DERIVED, INDEX, LAYOUT, Index, hashed, load_index, stored_index
+from label_cache.index import ARRAYS, DERIVED, INDEX, LAYOUT, Index, load_index, slots, stored_index
 from label_cache.parts import read_part
 from label_cache.rows import label_type, source_codes
 from label_cache.schema import Manifest
@@ -71,9 +69,9 @@ def _build_privately(directory: Path, manifest: Manifest, digest: str, *, why: s
 
 def _build_in(folder: Path, directory: Path, manifest: Manifest, digest: str) -> Index:
     begun = folder.stat().st_mtime_ns
-    salt = _write_arrays(folder, directory, manifest)
+    _write_arrays(folder, directory, manifest)
     files = {f"{name}.npy": (folder / f"{name}.npy").stat().st_size for name in ARRAYS}
-    derived = {"layout": LAYOUT, "manifest": digest, "salt": salt.hex(), "files": files}
+    derived = {"layout": LAYOUT, "manifest": digest, "files": files}
     with open(folder / DERIVED, "x", encoding="utf-8") as file:
         file.write(json.dumps(derived, indent=1) + "\n")
         file.flush()
@@ -85,8 +83,8 @@ def _build_in(folder: Path, directory: Path, manifest: Manifest, digest: str) ->
     return index
 
 
-def _write_arrays(folder: Path, directory: Path, manifest: Manifest) -> bytes:
-    """Stream all parts into the array files, one part in memory at a time; gives the salt of the keys.
+def _write_arrays(folder: Path, directory: Path, manifest: Manifest) -> None:
+    """Stream all parts into the array files, one part in memory at a time.
 
     Plain writes, not a writable memory map: a full disk is then an OSError and not a signal.
     """
@@ -105,15 +103,15 @@ def _write_arrays(folder: Path, directory: Path, manifest: Manifest) -> bytes:
         for file in (labels, scores, sources):
             file.flush()
             os.fsync(file.fileno())
-    keys, rows, salt = _sorted_keys(directory, raw_ids)
+    if len(set(raw_ids)) < n:
+        raise CacheError(f"cache {directory} holds an image id twice; delete the cache and run `kappaseg rank` again")
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(raw) for raw in raw_ids], dtype=np.int64)])
     ids = np.frombuffer(b"".join(raw_ids), np.uint8)
-    for name, array in (("keys", keys), ("rows", rows), ("ids", ids), ("offsets", offsets)):
+    for name, array in (("table", slots(raw_ids)), ("ids", ids), ("offsets", offsets)):
         with _array_file(folder / f"{name}.npy", array.shape, array.dtype) as file:
             file.write(array.tobytes())
             file.flush()
             os.fsync(file.fileno())
-    return salt
 
 
 def _array_file(path: Path, shape: tuple[int, ...], kind: Any) -> IO[bytes]:
@@ -121,18 +119,6 @@ def _array_file(path: Path, shape: tuple[int, ...], kind: Any) -> IO[bytes]:
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     return file
-
-
-def _sorted_keys(directory: Path, raw_ids: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[Any], bytes]:
-    """Keys in ascending order, the row of each, and the first salt that gives every id a key of its own."""
-    for attempt in range(8):  # two of a million ids share a 64-bit key once in 30 million caches
-        salt = attempt.to_bytes(1, "little")
-        keys = hashed(raw_ids, salt)
-        rows = np.argsort(keys, kind="stable")
-        keys = keys[rows]
-        if (keys[1:] != keys[:-1]).all():
-            return keys, rows.astype(np.uint32 if len(rows) < 2**32 else np.int64), salt
-    raise CacheError(f"cache {directory} holds an image id twice; delete the cache and run `kappaseg rank` again")
 
 
 def _publish(folder: Path, place: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-import types
+import zlib
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from label_cache import CacheError, LabelCache, discard
+from label_cache.index import EMPTY, bits, slots
 from label_cache.quality import check
 
 FORK_WARNS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -71,7 +72,7 @@ def test_the_index_is_built_anew_when_the_manifest_changes(
     assert labels.tolist() == [[c for _, c in expected[i]] for i in other.ids]
 
 
-@pytest.mark.parametrize("name", ["DERIVED.json", "labels.npy", "keys.npy", "ids.npy"])
+@pytest.mark.parametrize("name", ["DERIVED.json", "labels.npy", "table.npy", "ids.npy"])
 @pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
 def test_an_incomplete_index_is_built_anew(source: Any, committed: Path, name: str, damage: str) -> None:
     before = LabelCache.open(committed).lookup(source.ids)
@@ -104,40 +105,51 @@ def test_a_copied_cache_is_verified_once_and_its_index_used(
     assert len(read) == 3 and built(copy) == first
 
 
-def hash_other(monkeypatch: pytest.MonkeyPatch, data_for: Callable[[bytes, bytes], bytes]) -> None:
-    """Let the index hash data_for(data, salt) in the place of an id's bytes."""
-
-    class Changed:
-        def __init__(self, **options: Any) -> None:
-            self.options = options
-
-        def copy(self) -> Changed:
-            return Changed(**self.options)
-
-        def update(self, data: bytes) -> None:
-            self.digest = hashlib.blake2b(data_for(data, self.options["salt"]), **self.options).digest
-
-    monkeypatch.setattr("label_cache.index.hashlib", types.SimpleNamespace(blake2b=Changed))
+def hash_other(monkeypatch: pytest.MonkeyPatch, key_for: Callable[[bytes], int]) -> None:
+    """Let the index take key_for(id) for the CRC-32 of an id."""
+    monkeypatch.setattr("label_cache.index.crc32", key_for)
 
 
-def test_ids_whose_keys_collide_are_told_apart(source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_other(monkeypatch, lambda data, salt: b"" if salt == b"\0" else data)
+@pytest.mark.parametrize(
+    "key_for",
+    [
+        pytest.param(lambda raw: 7, id="all equal"),
+        pytest.param(lambda raw: 2**32 - 1, id="all the largest"),
+        pytest.param(lambda raw: 2**32 - 1 - raw[-1] % 3, id="three at the end"),
+        pytest.param(lambda raw: raw[-1] << 20, id="near each other"),
+    ],
+)
+def test_ids_whose_keys_collide_are_told_apart(
+    source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch, key_for: Callable[[bytes], int]
+) -> None:
+    hash_other(monkeypatch, key_for)
     cache, expected = LabelCache.open(committed), source.expected()
     for image_id in source.ids:
         assert cache.lookup(image_id).labels[0].tolist() == [c for _, c in expected[image_id]]
-    assert json.loads((committed / "index" / "DERIVED.json").read_text())["salt"] == "01"
+    assert "stranger" not in cache
 
 
 def test_an_id_with_the_key_of_another_is_unknown(
     source: Any, committed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = source.ids[0].encode()
-    hash_other(monkeypatch, lambda data, salt: known if data == b"stranger" else data)
+    hash_other(monkeypatch, lambda raw: zlib.crc32(known if raw == b"stranger" else raw))
     cache = LabelCache.open(committed)
     assert source.ids[0] in cache
     for ids in ("stranger", ["stranger"]):
         with pytest.raises(CacheError, match="'stranger' is not among"):
             cache.lookup(ids)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000, 4096])
+def test_every_row_is_found_within_a_few_places(count: int) -> None:
+    raw = [b"%012d" % row for row in range(count)]
+    table = slots(raw)
+    filled = np.flatnonzero(table != EMPTY)
+    assert np.array_equal(np.sort(table[filled] & np.uint64(2**32 - 1)), np.arange(count))
+    assert table[-1] == EMPTY  # where a search for what is larger than all ends
+    first = (table[filled] >> np.uint64(64 - bits(count))).astype(np.int64)
+    assert (filled - first).min() >= 0 and (filled - first).max() < 12
 
 
 @FORK_WARNS
@@ -207,12 +219,20 @@ def test_a_part_touched_within_the_clock_tick_of_its_check_is_checked_again(
     assert read == [part.name] * 3
 
 
-@pytest.mark.parametrize("byte", [-1, -2, -3, -4])
-def test_a_decayed_row_number_is_one_clear_error(source: Any, committed: Path, byte: int) -> None:
+def last_slot(table: bytes) -> int:
+    """Where the last slot that holds a row starts in table.npy: four bytes of the row, four of the CRC."""
+    byte = len(table) - 8
+    while table[byte : byte + 8] == b"\xff" * 8:
+        byte -= 8
+    return byte
+
+
+@pytest.mark.parametrize("byte", range(8))
+def test_a_decayed_slot_is_one_clear_error(source: Any, committed: Path, byte: int) -> None:
     LabelCache.open(committed).lookup(source.ids)
-    file = committed / "index" / "rows.npy"
+    file = committed / "index" / "table.npy"
     data = bytearray(file.read_bytes())
-    data[byte] ^= 0x81
+    data[last_slot(data) + byte] ^= 0x81
     file.write_bytes(data)
     cache, expected = LabelCache.open(committed), source.expected()
     for image_id in source.ids:
@@ -225,10 +245,11 @@ def test_a_decayed_row_number_is_one_clear_error(source: Any, committed: Path, b
 def test_check_finds_an_index_that_says_something_else(source: Any, committed: Path) -> None:
     cache = LabelCache.open(committed)
     cache.lookup(source.ids)
-    for name in ("labels", "scores", "sources", "rows", "ids", "keys", "offsets"):
+    for name in ("labels", "scores", "sources", "table", "ids", "offsets"):
         file = committed / "index" / f"{name}.npy"
         data = file.read_bytes()
-        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        byte = last_slot(data) if name == "table" else len(data) - 1
+        file.write_bytes(data[:byte] + bytes([data[byte] ^ 1]) + data[byte + 1 :])
         problems = check(cache)
         assert problems and all("the index disagrees with part" in problem for problem in problems), name
         file.write_bytes(data)
