@@ -254,14 +254,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """Where two class lists part, in words; empty where they are one."""
-    for label, (old, new) in enumerate(zip(there, here, strict=False)):
-        if old != new:
-            return f"class {label} is {old!r} there and {new!r} here"
-    return f"{len(there)} classes there and {len(here)} here" if len(there) != len(here) else ""
-
-
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """A finished run's network, in evaluation mode, and its record (config, class_names, inputs).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from label_cache.errors import CacheError
 from label_cache.reader import Expectation, LabelCache, Lookup
 from label_cache.rows import SOURCES, Columns
-from label_cache.schema import SCHEMA_VERSION, CacheKey, Manifest, PartEntry, class_hash
+from label_cache.schema import SCHEMA_VERSION, CacheKey, Manifest, PartEntry, class_difference, class_hash
 from label_cache.writer import CacheWriter, discard
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Lookup",
     "Manifest",
     "PartEntry",
+    "class_difference",
     "class_hash",
     "discard",
 ]

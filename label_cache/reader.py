@@ -17,7 +17,7 @@ from label_cache.index import INDEX, Index
 from label_cache.index_build import open_index
 from label_cache.parts import check_size, is_part, read_part
 from label_cache.rows import Columns, concatenate, source_names
-from label_cache.schema import MANIFEST, CacheKey, Manifest, class_hash, read_manifest, short
+from label_cache.schema import MANIFEST, CacheKey, Manifest, class_difference, class_hash, read_manifest, short
 
 _INT, _FLOAT = np.dtype(np.int32), np.dtype(np.float32)  # made once: a look-up takes a few µs
 
@@ -223,7 +223,11 @@ def _differences(manifest: Manifest, expect: Mapping[str, Any]) -> list[str]:
         raise TypeError(f"unknown expectations {sorted(unknown)}; known: {', '.join(Expectation.__annotations__)}")
     key, found = manifest.key, []
     if "class_names" in expect and tuple(expect["class_names"]) != manifest.class_names:
-        found.append(_class_difference(manifest.class_names, tuple(expect["class_names"])))
+        there, here = manifest.class_names, tuple(expect["class_names"])
+        found.append(
+            f"class list is {short(class_hash(there))} there and {short(class_hash(here))} here: "
+            f"{class_difference(there, here)}"
+        )
     for split, digest in expect.get("dataset", {}).items():
         if split not in key.dataset:
             found.append(f"it holds the splits {', '.join(key.dataset)}, wanted {split}")
@@ -237,14 +241,6 @@ def _differences(manifest: Manifest, expect: Mapping[str, Any]) -> list[str]:
     if expect.get("kappa", 1) > key.k:
         found.append(f"it stores {key.k} ranks per image, wanted {expect['kappa']}")
     return found
-
-
-def _class_difference(stored: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    lists = f"class list is {short(class_hash(stored))} there and {short(class_hash(wanted))} here"
-    for label, (ours, theirs) in enumerate(zip(stored, wanted, strict=False)):
-        if ours != theirs:
-            return f"{lists}, first different at id {label}: {ours!r} there and {theirs!r} here"
-    return f"{lists}, {len(stored)} names there and {len(wanted)} here"
 
 
 def _closest(image_id: str, known: Sequence[str]) -> str | None:

@@ -24,6 +24,14 @@ def class_hash(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """Where two class lists part, in words; empty where they are one."""
+    for label, (old, new) in enumerate(zip(there, here, strict=False)):
+        if old != new:
+            return f"class {label} is {old!r} there and {new!r} here"
+    return f"{len(there)} classes there and {len(here)} here" if len(there) != len(here) else ""
+
+
 def short(digest: object) -> str:
     """The first 12 characters of a digest, enough to tell two of them apart in a message."""
     return str(digest)[:12]

@@ -21,6 +21,8 @@ from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+#: verbs that begin from the beginning every time
+SAVE_NOTHING = frozenset(("serve", "lookup", "cache", "report"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kappaseg: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
-        print("kappaseg: stopped; the same command goes on from the last saved step", file=sys.stderr)
+        how = "" if words[0] in SAVE_NOTHING else "; the same command goes on from the last saved step"
+        print(f"kappaseg: stopped{how}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0

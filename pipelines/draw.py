@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kappaseg_core.ranking import IGNORE
-from pipelines.palette import palette
+from pipelines.palette import hex_colour, palette
 
 #: colour of pixels without a label; no colour of the palette comes near it
 NEUTRAL = (128, 128, 128)
@@ -169,7 +169,7 @@ def ranking_bars(
 
 def ranking_row(rank: int, name: str, score: float, there: bool, label: int) -> str:
     """One rank (from 0) of `ranking_bars`."""
-    colour = "#{:02x}{:02x}{:02x}".format(*colour_of(label))
+    colour = hex_colour(*colour_of(label))
     short = name if len(name) <= 22 else name[:21] + "…"
     return (
         f'<g transform="translate(0 {24 * rank})">'

@@ -44,7 +44,11 @@ def palette(num_classes: int) -> np.ndarray:
 @cache
 def hex_colours(num_classes: int) -> tuple[str, ...]:
     """The same as CSS writes them: #rrggbb."""
-    return tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(num_classes).tolist())
+    return tuple(hex_colour(*colour) for colour in palette(num_classes).tolist())
+
+
+def hex_colour(red: int, green: int, blue: int) -> str:
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def candidates(count: int) -> np.ndarray:

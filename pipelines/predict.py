@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from kappaseg_core.checkpoint import class_difference
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_atomic, writing
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter, say
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking
 from kappaseg_core.scenes.images import photo
+from label_cache import class_difference
 from pipelines.draw import overlay
 from pipelines.evaluate import changed
 from pipelines.tables import show_table

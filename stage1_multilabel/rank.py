@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kappaseg_core.checkpoint import class_difference, load_model, read_record, run_fingerprint
+from kappaseg_core.checkpoint import load_model, read_record, run_fingerprint
 from kappaseg_core.config import LoopConfig, build, fingerprint
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders
@@ -21,7 +21,7 @@ from kappaseg_core.progress import say
 from kappaseg_core.ranking import top_kappa
 from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import SceneSet
-from label_cache import CacheKey, CacheWriter, LabelCache, class_hash
+from label_cache import CacheKey, CacheWriter, LabelCache, class_difference, class_hash
 from stage1_multilabel.classifier import Classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage1_multilabel.scoring import scores_of

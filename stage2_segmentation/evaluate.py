@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kappaseg_core.checkpoint import class_difference, load_model, read_record
+from kappaseg_core.checkpoint import load_model, read_record
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.metrics import ConfusionSums, CoverageSums, average_precision, label_pixels, mean_average_precision
@@ -22,6 +22,7 @@ from kappaseg_core.progress import Meter
 from kappaseg_core.ranking import OwnRanking, Ranking, rank_lookup
 from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import Scene, SceneSet
+from label_cache import class_difference
 from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 from stage2_segmentation.inference import Segmented, own_ranking, segmented

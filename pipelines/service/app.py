@@ -35,7 +35,10 @@ def create_app(house: House, tokens: Tokens | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=list(config.cors), allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "If-None-Match"], expose_headers=["ETag", "Retry-After"],
         ))  # fmt: skip
-    middleware += [Middleware(Door, tokens=tokens or Tokens(())), Middleware(BodyLimit, limits=config.limits)]
+    middleware += [
+        Middleware(Door, tokens=tokens or Tokens(()), cors=config.cors),
+        Middleware(BodyLimit, limits=config.limits),
+    ]
     app = FastAPI(
         title="kappaseg", version=version("kappaseg"), lifespan=lifespan, middleware=middleware,
         openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere

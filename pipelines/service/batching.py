@@ -134,7 +134,10 @@ class MicroBatcher(Generic[Item, Result]):
     async def results(self, batch: Sequence[Waiting[Item, Result]]) -> Sequence[Result | Exception]:
         run = asyncio.get_running_loop().run_in_executor
         try:
-            return await run(self.pool, self.work, [waiting.item for waiting in batch])
+            results = await run(self.pool, self.work, [waiting.item for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+            return results
         except Exception as error:
             if len(batch) == 1:
                 return [error]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kappaseg_core.errors import UserError
-from label_cache import class_hash
+from label_cache import class_difference, class_hash
 from pipelines.service.batching import Gate, MicroBatcher
 from pipelines.service.caches import ServedCache
 from pipelines.service.config import ServeConfig
@@ -173,10 +173,5 @@ def one_vocabulary(found: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     (first, names), *others = found.items()
     for other, theirs in others:
         if theirs != names:
-            part = next((i for i, pair in enumerate(zip(names, theirs, strict=False)) if pair[0] != pair[1]), None)
-            how = (
-                f"{len(names)} and {len(theirs)} classes" if part is None
-                else f"class {part} is {names[part]!r} and {theirs[part]!r}"
-            )  # fmt: skip
-            raise UserError(f"{first} and {other} have different class lists: {how}; serve them apart")
+            raise UserError(f"{other} does not fit {first}: {class_difference(theirs, names)}; serve them apart")
     return names

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -84,9 +86,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, house: House, app: ASGIApp) -> None:
         self.house, self.ends_at = house, float("inf")
+        seconds = math.ceil(house.config.limits.seconds)
         super().__init__(uvicorn.Config(
             app, http=Wire, log_level="warning", access_log=False, server_header=False, lifespan="on",
-            timeout_graceful_shutdown=int(house.config.limits.seconds) + 1, timeout_keep_alive=30,
+            timeout_graceful_shutdown=seconds + 1, timeout_keep_alive=seconds,
         ))  # fmt: skip
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -104,29 +107,61 @@ class Server(uvicorn.Server):
 
 
 class Wire(HttpToolsProtocol):
-    """HTTP/1.1 that ends a connection whose head has no end, and tells so in the form of every other error."""
+    """HTTP/1.1 that ends a connection whose head has no end, or none in time, and tells so in the form of every other
+    error. (uvicorn itself ends only connections that are idle after an answer.)"""
 
     #: bytes since the last that were part of a body
     of_head = 0
+    head_in_time: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait_for_head()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.head_is_over()
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         self.of_head += len(data)
         super().data_received(data)
-        if self.of_head > HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing() or not self.of_head:
+            return
+        if self.of_head > HEAD_BYTES:
             detail = f"head: over {HEAD_BYTES} bytes; send fewer or shorter headers"
             self.refuse(Problem(431, detail, field="head", limit=HEAD_BYTES))
+        elif self.head_in_time is None:
+            self.wait_for_head()
 
     def on_headers_complete(self) -> None:
-        self.of_head = 0
+        self.head_is_over()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self.of_head = 0
+        self.head_is_over()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.of_head = 0
+        self.head_is_over()
         super().on_message_complete()
+
+    def wait_for_head(self) -> None:
+        self.head_in_time = self.loop.call_later(self.timeout_keep_alive, self.head_is_late)
+
+    def head_is_over(self) -> None:
+        self.of_head = 0
+        if self.head_in_time is not None:
+            self.head_in_time.cancel()
+            self.head_in_time = None
+
+    def head_is_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if not self.of_head:  # a connection opened in advance, as browsers do
+            self.transport.close()
+            return
+        detail = f"head: not complete after {self.timeout_keep_alive} s; send it faster"
+        self.refuse(Problem(408, detail, field="head", limit=self.timeout_keep_alive))
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(Problem(400, f"head: {msg}", field="head"))

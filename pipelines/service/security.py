@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,13 +41,15 @@ class Tokens:
 
 
 class Door:
-    """ASGI middleware: tokens where there are any; without them only requests that name this machine.
+    """ASGI middleware: tokens where there are any; without them only requests that name this machine, from no page of
+    another one.
 
-    The second stops a page that has its own host name resolve to 127.0.0.1 in order to read a service without tokens.
+    That stops a page that has its own host name resolve to 127.0.0.1 in order to read a service without tokens, and
+    one that sends it images whose answers it could not read. cors: origins that may ask all the same.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
-        self.app, self.tokens = app, tokens
+    def __init__(self, app: ASGIApp, tokens: Tokens, cors: Iterable[str] = ()) -> None:
+        self.app, self.tokens, self.cors = app, tokens, frozenset(cors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self.refusal(scope) if scope["type"] == "http" else None
@@ -59,13 +63,18 @@ class Door:
                 401, "Authorization: wanted `Bearer TOKEN` with a token of this service", field="Authorization",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        host = host_of(header(scope, b"host"))
-        if is_loopback(host):
-            return None
-        return Problem(
-            421, f"Host: {host[:80]!r} is not this machine, and a service without tokens answers nobody else",
-            field="Host",
-        )  # fmt: skip
+        host, origin = host_of(header(scope, b"host")), header(scope, b"origin")
+        if not is_loopback(host):
+            return Problem(
+                421, f"Host: {host[:80]!r} is not this machine, and a service without tokens answers nobody else",
+                field="Host",
+            )  # fmt: skip
+        if origin and origin not in self.cors and not is_here(origin):
+            return Problem(
+                403, f"Origin: {origin[:80]!r} is not this machine, and a service without tokens answers its own pages "
+                "and those listed with --cors", field="Origin",
+            )  # fmt: skip
+        return None
 
 
 def header(scope: Scope, name: bytes, otherwise: str = "") -> str:
@@ -84,8 +93,17 @@ def host_of(header: str) -> str:
     return header.partition(":")[0]
 
 
+def is_here(origin: str) -> bool:
+    """Whether a page with this origin came from this machine; `null` has no origin that could be known."""
+    try:
+        return is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False
+
+
 class BodyLimit:
-    """ASGI middleware: no body above the limit of its route is read, with or without a Content-Length.
+    """ASGI middleware: no body above the limit of its route is read, with or without a Content-Length, and none that
+    takes longer than a request may.
 
     Starlette's own answers in plain text; this one is a problem like every other, raised where the body is read.
     """
@@ -97,13 +115,20 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        read, limit = 0, body_limit(scope["path"], self.limits)
+        read, limit, whole = 0, body_limit(scope["path"], self.limits), False
+        until = asyncio.get_running_loop().time() + self.limits.seconds
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            if whole:
+                return await receive()  # the end of the connection, which may take its time
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise too_slow(self.limits.seconds) from None
             if message["type"] == "http.request":
-                read += len(message.get("body", b""))
+                read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
                 if read > limit:
                     raise too_long(f"over {limit}", limit)
             return message
@@ -130,3 +155,8 @@ def body_limit(path: str, limits: LimitsConfig) -> int:
 def too_long(seen: str, limit: int) -> Problem:
     return Problem(413, f"body: {seen} bytes, the limit is {limit}; send fewer or smaller images", field="body",
                    limit=limit, headers={"Connection": "close"})  # fmt: skip
+
+
+def too_slow(seconds: float) -> Problem:
+    return Problem(408, f"body: not complete after {seconds:g} s; send it faster", field="body", limit=seconds,
+                   headers={"Connection": "close"})  # fmt: skip

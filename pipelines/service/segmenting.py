@@ -28,17 +28,19 @@ SCORES = 10**9
 
 @dataclass(frozen=True)
 class Wish:
-    """How an image is to be segmented. known: the ranking of `cache`; off: labels that get no pixel."""
+    """How an image is to be segmented. known: the ranking of `cache`; off: labels that get no pixel; alone: no more is
+    wanted than the label map."""
 
     source: records.Source
     known: Ranking | None
     kappa: int
     off: frozenset[int]
     encoding: records.Encoding
+    alone: bool
 
 
-async def segmented(house: House, data: bytes, wish: Wish, until: float) -> records.Segmentation:
-    """One image file, ranked and segmented. until: on the monotonic clock. Raises Problem."""
+async def segmented(house: House, data: bytes, wish: Wish, until: float) -> bytes:
+    """One image file, ranked and segmented, as it is answered. until: on the monotonic clock. Raises Problem."""
     started = time.perf_counter()
     segmenter, limits = house.segmenter, house.config.limits
     assert segmenter is not None
@@ -58,14 +60,21 @@ async def segmented(house: House, data: bytes, wish: Wish, until: float) -> reco
 
     chosen: Ranking | OwnRanking = OwnRanking(wish.kappa, keep) if before is None else keep(before.top(wish.kappa))
 
-    def work() -> records.Segmentation:
+    def work() -> Segmented:
         with house.watch.stage("segment"):
-            found = segmenter.segment(image, chosen)
-        return told(house, found, best[0], wish, segmenter.version)
+            return segmenter.segment(image, chosen)
 
-    made = await house.in_thread(house.compute, until, work)
+    def answer(found: Segmented) -> bytes:
+        png = label_map_png(found.label_map.numpy(), len(house.class_names), wish.encoding)
+        if wish.alone:
+            return png
+        told = record_of(house, found, best[0], wish, png)
+        told.milliseconds = milliseconds(time.perf_counter() - started)
+        return told.model_dump_json().encode()
+
+    found = await house.in_thread(house.compute, until, work)
     house.watch.images.labels("segment").inc()
-    return made.model_copy(update={"milliseconds": milliseconds(time.perf_counter() - started)})
+    return await house.in_thread(house.decoders, until, answer, found)
 
 
 async def ranking_before(house: House, image: NDArray[np.uint8], wish: Wish, until: float) -> Ranking | None:
@@ -77,15 +86,16 @@ async def ranking_before(house: House, image: NDArray[np.uint8], wish: Wish, unt
     return complete_ranking(1, len(house.class_names)) if wish.source == "complete" else wish.known
 
 
-def told(house: House, found: Segmented, best: Ranking, wish: Wish, version: str) -> records.Segmentation:
-    """The answer. best: the κ best labels, before some were switched off."""
+def record_of(house: House, found: Segmented, best: Ranking, wish: Wish, png: bytes) -> records.Segmentation:
+    """The answer, but for its time. best: the κ best labels, before some were switched off."""
+    assert house.segmenter is not None
     label_map, names, colours = found.label_map.numpy(), house.class_names, hex_colours(len(house.class_names))
     shares, labels = areas(label_map), best.labels[0].tolist()
     rank_of = {label: rank for rank, label in enumerate(labels, 1)}
     return records.Segmentation(
         label_map=records.LabelMap(
             height=label_map.shape[0], width=label_map.shape[1], encoding=wish.encoding,
-            png=base64.b64encode(label_map_png(label_map, len(names), wish.encoding)).decode(),
+            png=base64.b64encode(png).decode(),
         ),
         legend=[
             records.FoundLabel(id=label, name=names[label], colour=colours[label], share=share, rank=rank_of[label])
@@ -96,7 +106,7 @@ def told(house: House, found: Segmented, best: Ranking, wish: Wish, version: str
             source=wish.source, kappa=len(labels), ids=labels, names=[names[label] for label in labels],
             scores=decimals(best.scores[0].numpy()), without=[label for label in labels if label in wish.off],
         ),
-        model=version, milliseconds=0,
+        model=house.segmenter.version, milliseconds=0,
     )  # fmt: skip
 
 

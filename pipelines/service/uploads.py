@@ -24,25 +24,16 @@ async def worked_on(house: House, images: int) -> AsyncIterator[tuple[float, Cal
     """Room for so many images: when they have to be answered, on the monotonic clock, and a function that keeps room
     for fewer. Raises Problem (503)."""
     with house.gate.admit(images) as keep:
-        try:
-            yield time.monotonic() + house.config.limits.seconds, keep
-        except ClientDisconnect:
-            raise Problem(422, "body: the connection ended before the answer", field="body") from None
+        yield time.monotonic() + house.config.limits.seconds, keep
 
 
-async def images_of(request: Request, house: House, *, most: int, until: float) -> list[bytes]:
+async def images_of(request: Request, house: House, *, most: int) -> list[bytes]:
     """The image files of a request: its body, or the parts called `image` of a form. Raises Problem."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        async with asyncio.timeout(until - time.monotonic()):
-            if kind == "multipart/form-data":
-                return await files_of(request, house, most)
-            if most == 1 and (kind.startswith("image/") or kind == "application/octet-stream"):
-                return [checked(await request.body(), house)]
-    except TimeoutError:
-        raise Problem(408, f"body: not complete after {house.config.limits.seconds:g} s; send it faster",
-                      field="body", limit=house.config.limits.seconds,
-                      headers={"Connection": "close"}) from None  # fmt: skip
+    if kind == "multipart/form-data":
+        return await files_of(request, house, most)
+    if most == 1 and (kind.startswith("image/") or kind == "application/octet-stream"):
+        return [checked(await request.body(), house)]
     wanted = "an image (image/jpeg, image/png, image/webp)" if most == 1 else "several"
     raise Problem(415, f"Content-Type: {kind[:80] or 'none'}, wanted {wanted} or multipart/form-data with parts called "
                   "image, as from curl -F image=@FILE", field="Content-Type")  # fmt: skip

@@ -13,10 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kappaseg_core.checkpoint import class_difference
 from kappaseg_core.client import RankingClient
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import Ranking
+from label_cache import class_difference
 from stage2_segmentation.sources import SourceInputs, ranking_of
 
 ALL_RANKS = False

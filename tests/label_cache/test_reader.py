@@ -141,8 +141,11 @@ def test_the_largest_int16_vocabulary_fits(make_source: Callable[..., Any], tmp_
 @pytest.mark.parametrize(
     ("expect", "message"),
     [
-        ({"class_names": [f"class {i}" for i in range(5)] + ["lynx", "x"]}, r"id 5: 'class 5' there and 'lynx' here"),
-        ({"class_names": ["class 0"]}, r"7 names there and 1 here"),
+        (
+            {"class_names": [f"class {i}" for i in range(5)] + ["lynx", "x"]},
+            r"class 5 is 'class 5' there and 'lynx' here",
+        ),
+        ({"class_names": ["class 0"]}, r"7 classes there and 1 here"),
         ({"num_classes": 171}, r"number of classes is 7 there and 171 here"),
         ({"dataset": {"train": "e" * 64}}, r"split train is a{12} there and e{12} here"),
         ({"dataset": {"test": "a" * 64}}, r"holds the splits train, val, wanted test"),

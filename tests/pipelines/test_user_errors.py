@@ -232,7 +232,7 @@ def test_a_cache_of_other_images_is_refused(chain: Any, refused: Any) -> None:
 
 def test_a_cache_with_another_class_list_is_refused(chain: Any, refused: Any) -> None:
     (chain.data / "classes.txt").write_text("sky\nroad\nbush\ncar\n")
-    wanted = "first different at id 2: 'tree' there and 'bush' here"
+    wanted = "class 2 is 'tree' there and 'bush' here"
     refused(chain, chain.words("run-stage2", "--name", "other"), "class list is", wanted)
     refused(chain, chain.words("rank"), "class 2 is 'tree' there and 'bush' here", "a classifier of this data set")
     refused(
@@ -621,6 +621,17 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(
     assert line.startswith("kappaseg: stopped; the same command")
     after = chain.files()
     assert {name: after[name] for name in before} == before
+
+
+def test_ctrl_c_while_a_service_loads_ends_in_one_line(
+    chain: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.service.run.build_house", stopped)
+    assert main(["serve", "--cache", str(chain.home / "out/labels"), "--port", "0"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "kappaseg: stopped"
 
 
 # As a program

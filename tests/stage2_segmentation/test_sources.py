@@ -85,7 +85,7 @@ def test_a_cache_without_the_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_other_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="first different at id 4: 'cat' there and 'dog' here"):
+    with pytest.raises(CacheError, match="class 4 is 'cat' there and 'dog' here"):
         build_source("cache", inputs_for(write_cache(tmp_path, names=(*NAMES[:4], "cat"))))
 
 

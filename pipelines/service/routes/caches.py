@@ -10,10 +10,10 @@ from pipelines.service import records
 from pipelines.service.caches import ServedCache
 from pipelines.service.house import House
 from pipelines.service.problems import Problem
-from pipelines.service.routes.shared import Here, by_name, house_of, problems
+from pipelines.service.routes.shared import Exact, Here, by_name, house_of, problems
 from pipelines.service.security import header
 
-router = APIRouter(tags=["caches"], generate_unique_id_function=by_name)
+router = APIRouter(tags=["caches"], route_class=Exact, generate_unique_id_function=by_name)
 CacheName = Annotated[str, Path(description="name of a cache, see /v1/caches", examples=["labels"])]
 
 
@@ -66,12 +66,12 @@ def asked_kappa(request: Request) -> int | None:
     return int(text[:20])
 
 
-@router.get("/v1/caches", summary="The label caches", responses=problems())
+@router.get("/v1/caches", summary="The label caches", responses=problems(422))
 async def caches(house: Here) -> records.CacheList:
     return records.CacheList(caches=[records.CacheInfo(**cache.describe()) for cache in house.caches.values()])
 
 
-@router.get("/v1/caches/{name}", summary="A label cache", responses=problems(404))
+@router.get("/v1/caches/{name}", summary="A label cache", responses=problems(404, 422))
 async def cache_info(house: Here, name: CacheName) -> records.CacheInfo:
     return records.CacheInfo(**cache_of(house, name).describe())
 

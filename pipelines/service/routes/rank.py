@@ -12,11 +12,11 @@ from pipelines.service.caches import decimals
 from pipelines.service.house import House
 from pipelines.service.pictures import decoded
 from pipelines.service.problems import Problem
-from pipelines.service.routes.shared import IMAGE_BODY, Here, by_name, image_body, kept, problems, refuse_without
+from pipelines.service.routes.shared import IMAGE_BODY, Exact, Here, by_name, image_body, kept, problems, refuse_without
 from pipelines.service.uploads import all_of, images_of, while_there, worked_on
 from pipelines.service.watch import milliseconds
 
-router = APIRouter(tags=["ranking"], generate_unique_id_function=by_name)
+router = APIRouter(tags=["ranking"], route_class=Exact, generate_unique_id_function=by_name)
 
 
 Threshold = Annotated[float, Query(ge=0, le=1, description="leave out labels with a lower score", examples=[0.5])]
@@ -30,7 +30,7 @@ async def rank(request: Request, house: Here, kappa: RankedKappa = None, thresho
     kappa = kept(house, kappa, SHOWN)
     refuse_without(house.classifier, "ranks no new images", "--classifier RUN")
     async with worked_on(house, 1) as (until, _):
-        (data,) = await images_of(request, house, most=1, until=until)
+        (data,) = await images_of(request, house, most=1)
         return await while_there(request, ranked(house, data, kappa, threshold, until), until)
 
 
@@ -53,7 +53,7 @@ async def rank_batch(
 
     most = house.config.limits.images_per_request
     async with worked_on(house, most) as (until, keep):
-        images = await images_of(request, house, most=most, until=until)
+        images = await images_of(request, house, most=most)
         keep(len(images))
         every = all_of([one(data, until) for data in images])
         return records.RankedBatch(results=await while_there(request, every, until))

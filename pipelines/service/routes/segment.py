@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,13 +10,13 @@ from pipelines.service import records
 from pipelines.service.house import House
 from pipelines.service.problems import Problem
 from pipelines.service.routes.caches import cache_of
-from pipelines.service.routes.shared import IMAGE_BODY, Here, by_name, kept, problems, refuse_without
+from pipelines.service.routes.shared import IMAGE_BODY, Exact, Here, by_name, kept, problems, refuse_without
 from pipelines.service.uploads import images_of, while_there, worked_on
 
 if TYPE_CHECKING:
     from kappaseg_core.ranking import Ranking
 
-router = APIRouter(tags=["segmentation"], generate_unique_id_function=by_name)
+router = APIRouter(tags=["segmentation"], route_class=Exact, generate_unique_id_function=by_name)
 
 
 @router.post("/v1/segment", summary="Segment an image among its best κ labels",
@@ -57,12 +56,11 @@ async def segment(
         raise Problem(422, f"without: {unknown[0]}, wanted label ids up to {len(house.class_names) - 1}",
                       field="without", limit=len(house.class_names) - 1)  # fmt: skip
     async with worked_on(house, 1) as (until, _):
-        (data,) = await images_of(request, house, most=1, until=until)
-        wish = Wish(source, known, kappa, frozenset(without), encoding)
-        made = await while_there(request, segmented(house, data, wish, until), until)
-    if "image/png" in request.headers.get("accept", ""):
-        return Response(base64.b64decode(made.label_map.png), media_type="image/png")
-    return Response(made.model_dump_json(), media_type="application/json")
+        (data,) = await images_of(request, house, most=1)
+        alone = "image/png" in request.headers.get("accept", "")
+        wish = Wish(source, known, kappa, frozenset(without), encoding, alone)
+        answer = await while_there(request, segmented(house, data, wish, until), until)
+    return Response(answer, media_type="image/png" if alone else "application/json")
 
 
 def rankings_here(house: House) -> list[records.Source]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from pipelines.service import records
@@ -22,12 +23,31 @@ Here = Annotated[House, Depends(house_of)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": records.ProblemDetails, "description": text}
     for code, text in {
-        401: "no token, or a wrong one", 404: "not there, or not served here", 408: "the body came too slowly",
+        401: "no token, or a wrong one", 403: "a page of another origin, and no tokens",
+        404: "not there, or not served here", 408: "the body came too slowly",
         413: "larger than the limits", 415: "no image, or of another format", 421: "another host name, and no tokens",
         422: "not as described here",
         503: "full, draining or not ready; Retry-After says when to come back",
     }.items()
 }  # fmt: skip
+
+
+class Exact(APIRoute):
+    """A route that refuses parameters of the query which it does not have: a misspelt one would count for nothing."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        read_by_hand = (self.openapi_extra or {}).get("parameters", ())
+        known = {parameter.alias for parameter in self.dependant.query_params}
+        known |= {parameter["name"] for parameter in read_by_hand if parameter["in"] == "query"}
+
+        async def checked(request: Request) -> Response:
+            if request.scope["query_string"] and (unknown := request.query_params.keys() - known):
+                name, wanted = min(unknown)[:80], ", ".join(sorted(known)) or "none"
+                raise Problem(422, f"{name}: no parameter of this route; wanted {wanted}", field=name)
+            return await answer(request)
+
+        return checked
 
 
 def by_name(route: APIRoute) -> str:
@@ -36,7 +56,7 @@ def by_name(route: APIRoute) -> str:
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: PROBLEMS[code] for code in (401, 421, *codes)}
+    return {code: PROBLEMS[code] for code in (401, 403, 421, *codes)}
 
 
 def image_body(*kinds: str, several: bool = False) -> dict[str, Any]:

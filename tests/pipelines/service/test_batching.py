@@ -193,6 +193,18 @@ def test_after_a_failure_those_who_have_gone_are_left_out() -> None:
 # ----------------------------------------------------------------------------------------------------------------- Gate
 
 
+def test_work_that_gives_too_few_results_fails_its_requests_and_no_others() -> None:
+    async def check() -> None:
+        async with batching(size=2, wait=0) as (batcher, _):
+            whole = batcher.work
+            batcher.work = lambda items: [*whole(items)][:-1]
+            assert [type(found) for found in await several(batcher, [1, 2])] == [RuntimeError] * 2
+            batcher.work = whole
+            assert (await asyncio.wait_for(several(batcher, [4]), 10))[0][0] == 40
+
+    asyncio.run(check())
+
+
 def test_a_gate_lets_in_as_many_as_it_has_room_for() -> None:
     noted: list[int] = []
     gate = Gate(3, noted.append)

@@ -225,7 +225,7 @@ def deleted(folder: Path) -> str:
 
 def of_other_classes(folder: Path) -> str:
     write_cache(folder, IDS, names=("sky", "road", "bush", "car"))
-    return "first different at id 2: 'bush' there and 'tree' here"
+    return "class 2 is 'bush' there and 'tree' here"
 
 
 DAMAGES = [flipped, flipped_and_dated_back, cut, part_deleted, manifest_overwritten, deleted, of_other_classes]

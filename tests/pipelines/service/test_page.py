@@ -576,16 +576,17 @@ def test_pictures_can_be_dropped_and_pasted(visit: Visit, photo: Path) -> None:
     page = visit()
     expect(page.locator("#ids option")).to_have_count(8)
     content = base64.b64encode(photo.read_bytes()).decode()
-    for event, holder in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+    for event, holder, name in (("drop", "dataTransfer", "by drop.jpg"), ("paste", "clipboardData", "")):
         page.evaluate(f"""() => {{
             const bytes = Uint8Array.from(atob("{content}"), c => c.charCodeAt(0)), moved = new DataTransfer();
-            moved.items.add(new File([bytes], "by {event}.jpg", {{ type: "image/jpeg" }}));
+            moved.items.add(new File([bytes], "{name}", {{ type: "image/jpeg" }}));
             const event = new Event("{event}", {{ bubbles: true, cancelable: true }});
             document.dispatchEvent(Object.assign(event, {{ {holder}: moved }}));
         }}""")
-        expect(page.locator("#subject")).to_have_text(f"by {event}.jpg")
+        expect(page.locator("#subject")).to_have_text(name or "the pasted picture")
         settled(page)
         assert page.locator("#map").is_visible()
+        assert f"@{name or 'FILE'}'" in (page.locator("#curl").text_content() or "")
 
 
 def test_the_page_may_load_nothing_from_elsewhere(visit: Visit) -> None:

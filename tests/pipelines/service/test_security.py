@@ -214,6 +214,25 @@ def test_only_listed_origins_may_read_answers(plain: TestClient, guarded: TestCl
     assert "access-control-allow-credentials" not in preflight(plain, mine).headers
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "//", "http://["])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_page_of_another_origin_can_make_a_service_without_tokens_do_nothing(
+    client: TestClient, origin: str, method: str
+) -> None:
+    answer = client.request(method, "/v1/rank", headers={"Origin": origin})
+    assert (answer.status_code, answer.json()["field"]) == (403, "Origin")
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:1", HERE])
+def test_pages_of_this_machine_may_ask(client: TestClient, origin: str) -> None:
+    assert client.get("/v1/vocabulary", headers={"Origin": origin}).status_code == 200
+
+
+def test_listed_origins_and_bearers_of_tokens_may_ask(plain: TestClient, guarded: TestClient) -> None:
+    assert plain.get("/v1/vocabulary", headers={"Origin": "https://labels.example"}).status_code == 200
+    assert guarded.get("/v1/vocabulary", headers={"Origin": "https://other.example", **BEARER}).status_code == 200
+
+
 def test_every_answer_carries_the_headers_that_bind_a_browser(
     plain: TestClient, guarded: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

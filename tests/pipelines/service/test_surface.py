@@ -293,7 +293,7 @@ def test_the_open_inference_routes_are_there(client: TestClient) -> None:
 
 def test_parts_with_other_classes_are_not_served_together(settings: Callable[..., ServeConfig], tmp_path: Path) -> None:
     write_cache(tmp_path / "other", ["x"], names=("sky", "road", "bush", "car"))
-    with pytest.raises(UserError, match="different class lists: class 2 is 'tree' and 'bush'"):
+    with pytest.raises(UserError, match=r"does not fit .*: class 2 is 'bush' there and 'tree' here; serve them apart"):
         build_house(settings(caches=(str(tmp_path / "other"),), segmenter=None))
 
 
