@@ -82,8 +82,9 @@ def look(augment: AugmentConfig, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def square(size: int) -> v2.Transform:
-    """To size × size with anti-aliasing."""
-    return v2.Resize((size, size), InterpolationMode.BILINEAR, antialias=True)
+    """To size × size with anti-aliasing, in memory as [3, size, size] whatever it was before."""
+    resize = v2.Resize((size, size), InterpolationMode.BILINEAR, antialias=True)
+    return v2.Compose([resize, v2.Lambda(torch.Tensor.contiguous)])
 
 
 def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:

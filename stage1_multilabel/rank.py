@@ -48,7 +48,7 @@ class Ranker:
     def load(self, device: torch.device) -> Classifier:
         model, _ = load_model(self.run, device)
         assert isinstance(model, Classifier)
-        return model
+        return model.to(memory_format=torch.channels_last)
 
 
 def rank_images(config: RankConfig) -> LabelCache:

@@ -43,7 +43,7 @@ class TrainExamples:
         augment = self.augment
         low, high = augment.scale
         size = scaled_size(image.shape[-2:], augment.short_side, float(torch.empty(()).uniform_(low, high)))
-        image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
+        image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True).contiguous()
         # release: OpenCV's nearest, which is the one up and left of it; that shifts labels by up to half a pixel
         mask = F.resize(mask, list(size), InterpolationMode.NEAREST_EXACT)
         top, left, height, width = crop_box(mask[0], augment)

@@ -161,7 +161,7 @@ def prepared(model: SegmentationModel, image: Tensor, inference: InferenceConfig
     if inference.short_side is not None:
         target = list(scaled_size((image.shape[-2], image.shape[-1]), inference.short_side))
         image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
-    image = F.to_dtype(image, torch.float32, scale=True)
+    image = F.to_dtype(image.contiguous(), torch.float32, scale=True)
     return F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
 
 

@@ -31,6 +31,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, TypeEr
 def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> np.ndarray:
     """An image file's bytes as u8 [3, H, W], RGB, upright (its EXIF orientation applied).
 
+    A view of [H, W, 3], as pictures are decoded: that saves a copy, and resizing it takes a third of the time.
     Grey, palette and CMYK pictures are converted. Transparency is dropped: the colours below it stay (as in OpenCV and
     torchvision). Of 16-bit values the high byte is kept, as Pillow does for 16-bit colour. Of an animation the first
     frame is read. `name` stands in the UserError for a damaged, unknown or oversized file.
@@ -40,7 +41,7 @@ def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> 
         picture = _open(data, name, formats)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-        return np.array(np.asarray(_rgb(picture, name)).transpose(2, 0, 1), order="C")
+        return np.array(_rgb(picture, name)).transpose(2, 0, 1)
 
 
 def label_map(data: bytes, name: str) -> np.ndarray:

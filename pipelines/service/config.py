@@ -52,9 +52,11 @@ class BatchingConfig:
     """how long the first of them waits for others"""
     decoders: int = 2
     """threads that decode and resize images"""
+    cores: int | None = None
+    """that a forward pass on the CPU uses (default: those that the decoders leave)"""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "size", "decoders")
+        refuse_below(1, self, "size", "decoders", *(() if self.cores is None else ("cores",)))
         refuse_below(0, self, "wait_ms")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,8 +51,9 @@ class House:
     def __post_init__(self) -> None:
         self.vocabulary = class_hash(self.class_names)
         self.gate = Gate(self.config.limits.queue, self.watch.inside.set)
-        self.decoders = ThreadPoolExecutor(self.config.batching.decoders, "decode", initializer=alone)
-        self.compute = ThreadPoolExecutor(1, "compute")
+        cores = self.config.batching.cores or max(1, all_cores() - self.config.batching.decoders)
+        self.decoders = started(self.config.batching.decoders, "decode", cores=1)
+        self.compute = started(1, "compute", cores=cores)  # the last: what MKL is told holds for the process
         self.turns = {
             self.decoders: asyncio.Semaphore(self.config.batching.decoders),
             self.compute: asyncio.Semaphore(1),
@@ -136,10 +138,27 @@ class House:
         return await asyncio.shield(running)
 
 
-def alone() -> None:
-    """In a thread that decodes: resize on this thread, or each of them would start as many as there are cores."""
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
+def all_cores() -> int:
+    """What torch would use; it is loaded only where there are networks."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1
+
+
+def started(threads: int, name: str, *, cores: int) -> ThreadPoolExecutor:
+    """Running threads, each of which uses so many cores for one operation of torch.
+
+    Left to torch, each thread that resizes would start as many others as there are cores.
+    """
+
+    def begin() -> None:
+        if torch := sys.modules.get("torch"):
+            torch.get_num_threads()  # else the thread's first operation would take the number that was set last
+            torch.set_num_threads(cores)
+
+    pool, all_here = ThreadPoolExecutor(threads, name, initializer=begin), threading.Barrier(threads)
+    for here in [pool.submit(all_here.wait) for _ in range(threads)]:
+        here.result()
+    return pool
 
 
 def build_house(config: ServeConfig) -> House:

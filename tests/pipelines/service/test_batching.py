@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.service.app import create_app
 from pipelines.service.batching import Gate, MicroBatcher
-from pipelines.service.config import ServeConfig
+from pipelines.service.config import BatchingConfig, ServeConfig
 from pipelines.service.house import House, build_house
 from pipelines.service.problems import Problem, come_back
 from pipelines.service.uploads import all_of
@@ -387,3 +388,21 @@ def test_at_its_deadline_a_request_is_told_so_also_while_the_network_runs(settin
             assert (await Request(app, "/v1/rank", picture()).answer())[0] == 200
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize(("cores", "wanted"), [(None, 3), (2, 2)])
+def test_forward_passes_use_the_cores_that_decoders_leave(
+    settings: Callable[..., ServeConfig], monkeypatch: pytest.MonkeyPatch, cores: int | None, wanted: int
+) -> None:
+    monkeypatch.setattr("pipelines.service.house.all_cores", lambda: 5)
+    config = settings(caches=(), segmenter=None, batching=BatchingConfig(decoders=2, cores=cores))
+    before = torch.get_num_threads()
+    house = build_house(config)
+    try:
+        assert house.compute.submit(torch.get_num_threads).result() == wanted
+        assert {house.decoders.submit(torch.get_num_threads).result() for _ in range(20)} == {1}
+        assert torch.get_num_threads() == before
+    finally:
+        house.compute.shutdown()
+        house.decoders.shutdown()
+        torch.set_num_threads(before)
