@@ -39,6 +39,12 @@ def photo(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> 
     """
     with _reading(name):
         picture = _open(data, name, formats)
+    return pixels(picture, name)
+
+
+def pixels(picture: Image.Image, name: str) -> np.ndarray:
+    """What `photo` gives, of a picture that Pillow has opened."""
+    with _reading(name):
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         return np.array(_rgb(picture, name)).transpose(2, 0, 1)

@@ -20,23 +20,23 @@ def decoded(data: bytes, *, max_pixels: int) -> NDArray[Any]:
 
     The header is read first: a file of some bytes may claim any size. Of an animation the first frame is read.
     """
-    from kappaseg_core.scenes.images import photo  # loads torch, which a service of caches alone does without
+    from kappaseg_core.scenes.images import pixels  # loads torch, which a service of caches alone does without
 
     if not data:
         raise Problem(422, "image: 0 bytes, wanted an image file", field="image")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            width, height = header.size
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise Problem(415, f"image: no picture of {', '.join(FORMATS)}; convert it", field="image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_many_pixels("over twice Pillow's own limit of", max_pixels) from None
     except Exception as error:  # Pillow's readers raise many kinds for a header that lies
         raise Problem(422, f"image: damaged header ({type(error).__name__})", field="image") from None
+    width, height = picture.size
     if width * height > max_pixels:
         raise too_many_pixels(f"{height}x{width}", max_pixels)
     try:
-        return photo(data, "image", formats=FORMATS)
+        return pixels(picture, "image")
     except UserError as error:
         reason = str(error).removeprefix("image ").partition("; replace")[0]
         raise Problem(422, f"image: {reason}", field="image") from None

@@ -115,22 +115,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        read, limit, whole = 0, body_limit(scope["path"], self.limits), False
-        until = asyncio.get_running_loop().time() + self.limits.seconds
+        read, limit, in_time = 0, body_limit(scope["path"], self.limits), asyncio.timeout(self.limits.seconds)
 
         async def limited() -> Message:
-            nonlocal read, whole
-            if whole:
-                return await receive()  # the end of the connection, which may take its time
-            try:
-                async with asyncio.timeout_at(until):
-                    message = await receive()
-            except TimeoutError:
-                raise too_slow(self.limits.seconds) from None
+            nonlocal read
+            message = await receive()
             if message["type"] == "http.request":
-                read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
+                read += len(message.get("body", b""))
                 if read > limit:
                     raise too_long(f"over {limit}", limit)
+                if not message.get("more_body", False):
+                    in_time.reschedule(None)
             return message
 
         length = header(scope, b"content-length", "0")
@@ -142,7 +137,13 @@ class BodyLimit:
         elif len(length) > 20 or int(length) > limit:
             await too_long(length[:20], limit).response()(scope, receive, send)
         else:
-            await self.app(scope, limited, send)
+            try:
+                async with in_time:
+                    await self.app(scope, limited, send)
+            except TimeoutError:
+                if not in_time.expired():
+                    raise
+                await too_slow(self.limits.seconds).response()(scope, receive, send)
 
 
 def body_limit(path: str, limits: LimitsConfig) -> int:

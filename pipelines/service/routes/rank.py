@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from pipelines.service import records
 from pipelines.service.caches import decimals
@@ -25,13 +25,14 @@ SHOWN = 10
 
 
 @router.post("/v1/rank", summary="Rank the labels of an image", openapi_extra=IMAGE_BODY,
-             responses=problems(404, 408, 413, 415, 422, 503))  # fmt: skip
-async def rank(request: Request, house: Here, kappa: RankedKappa = None, threshold: Threshold = 0.0) -> records.Ranked:
+             response_model=records.Ranked, responses=problems(404, 408, 413, 415, 422, 503))  # fmt: skip
+async def rank(request: Request, house: Here, kappa: RankedKappa = None, threshold: Threshold = 0.0) -> Response:
     kappa = kept(house, kappa, SHOWN)
     refuse_without(house.classifier, "ranks no new images", "--classifier RUN")
     async with worked_on(house, 1) as (until, _):
         (data,) = await images_of(request, house, most=1)
-        return await while_there(request, ranked(house, data, kappa, threshold, until), until)
+        answer = await while_there(request, ranked(house, data, kappa, threshold, until), until)
+    return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would check it once more
 
 
 @router.post("/v1/rank:batch", summary="Rank the labels of several images", openapi_extra=image_body(several=True),

@@ -18,7 +18,11 @@ def house_of(request: Request) -> House:
     return house
 
 
-Here = Annotated[House, Depends(house_of)]
+async def _here(request: Request) -> House:
+    return house_of(request)  # FastAPI would send a plain function to another thread
+
+
+Here = Annotated[House, Depends(_here)]
 #: statuses that any route may give
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": records.ProblemDetails, "description": text}
