@@ -366,7 +366,7 @@ def throughput(url: str, photos: Sequence[bytes], clients: int, seconds: float) 
 
 
 def load(url: str, clients: int, seconds: float, photos: Sequence[bytes]) -> float:
-    done, stop = [0] * clients, threading.Event()
+    done, stop, errors = [0] * clients, threading.Event(), list[BaseException]()
     requests = [ASKS % len(photo) + photo for photo in photos]
 
     def client(number: int) -> None:
@@ -376,12 +376,20 @@ def load(url: str, clients: int, seconds: float, photos: Sequence[bytes]) -> flo
                 wire.sendall(requests[turn % len(requests)])
                 answer = b""
                 while not (whole := ANSWERS.match(answer)) or len(answer) < whole.end() + int(whole[1]):
-                    answer += wire.recv(65536)
+                    piece = wire.recv(65536)
+                    assert piece, "the service hung up"
+                    answer += piece
                 assert answer.startswith(b"HTTP/1.1 200 "), answer
                 done[number] += 1
                 turn += clients
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    def watched(number: int) -> None:
+        try:
+            client(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=watched, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     time.sleep(0.5)
@@ -391,6 +399,8 @@ def load(url: str, clients: int, seconds: float, photos: Sequence[bytes]) -> flo
     stop.set()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
     return rate
 
 
@@ -419,4 +429,9 @@ def offline_from_stdin() -> None:
 
 
 if __name__ == "__main__":
-    {"--load": load_from_stdin, "--offline": offline_from_stdin}.get("".join(sys.argv[1:2]), main)()
+    if sys.argv[1:2] == ["--load"]:
+        load_from_stdin()
+    elif sys.argv[1:2] == ["--offline"]:
+        offline_from_stdin()
+    else:
+        main()

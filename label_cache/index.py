@@ -9,9 +9,8 @@
     index/DERIVED.json  sha256 of the manifest, size of every file
 
 Rows are counted through the parts in the order of the manifest. The CRC only says where to look; the id that stands
-there is compared. A look-up costs what it waits for memory: it touches one place of each file (2.5 µs at a million
-images, where sorted 64-bit keys with the rows beside them took 3.2). Building reads every part through its sha256 and
-page checksums, so a damaged part gives no index.
+there is compared. A look-up costs what it waits for memory: it touches one place of each file. Building reads every
+part through its sha256 and page checksums, so a damaged part gives no index.
 
 When an index is trusted. DERIVED.json must name the sha256 of the manifest as it is now (a few µs), and every part must
 have the size that the manifest says and must not have been touched since the index was begun (one `stat` per part,
@@ -88,7 +87,7 @@ class Index:
                     return row
                 place += 1
                 slot = slots[place]
-        except IndexError:  # a decayed byte
+        except IndexError:  # a decayed byte, or an empty slot, whose upper half is the largest CRC
             pass
         return -1
 

@@ -21,8 +21,8 @@ from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
-#: verbs that begin from the beginning every time
-SAVE_NOTHING = frozenset(("serve", "lookup", "cache", "report"))
+#: verbs that go on from what they had saved
+RESUME = frozenset(("demo", "run-stage1", "rank", "run-stage2", "run-joint", "benchmark", "evaluate"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kappaseg: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
-        how = "" if words[0] in SAVE_NOTHING else "; the same command goes on from the last saved step"
+        how = "; the same command goes on from the last saved step" if words[0] in RESUME else ""
         print(f"kappaseg: stopped{how}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

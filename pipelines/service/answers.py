@@ -7,7 +7,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.service.house import House
-from pipelines.service.problems import GONE, HEADERS
+from pipelines.service.problems import HEADERS, HUNG_UP
 
 METHODS = frozenset(("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"))
 
@@ -45,4 +45,4 @@ class Answers:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.perf_counter() - started
-            self.house.watch.answered(route, method if method in METHODS else "other", status or GONE, seconds)
+            self.house.watch.answered(route, method if method in METHODS else "other", status or HUNG_UP, seconds)

@@ -16,6 +16,8 @@ from kappaseg_core.errors import UserError
 #: tokens without a file, separated by commas or blanks
 TOKENS_VARIABLE = "KAPPASEG_TOKENS"
 SHORTEST_TOKEN = 16
+#: more than any machine has cores
+THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class LimitsConfig:
     queue: int = 64
     """images in the house at a time, being received, decoded, waiting and computed; one more is told to come back"""
     seconds: float = 30.0
-    """from the first byte to the answer"""
+    """that the head of a request may take, and from there the answer"""
 
     def __post_init__(self) -> None:
         refuse_below(1, self, "image_bytes", "pixels", "segment_pixels", "images_per_request", "ids_per_request")
         refuse_below(self.images_per_request, self, "queue")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds = {self.seconds}, wanted more than 0")
+        if not 0 < self.seconds <= 86_400:
+            raise ValueError(f"seconds = {self.seconds}, wanted more than 0 and at most a day")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class BatchingConfig:
 
     def __post_init__(self) -> None:
         refuse_below(1, self, "size", "decoders", *(() if self.cores is None else ("cores",)))
+        for name in ("decoders", "cores"):
+            if (getattr(self, name) or 0) > THREADS:
+                raise ValueError(f"{name} = {getattr(self, name)}, wanted at most {THREADS}")
         refuse_below(0, self, "wait_ms")
 
 

@@ -52,8 +52,8 @@ class House:
         self.vocabulary = class_hash(self.class_names)
         self.gate = Gate(self.config.limits.queue, self.watch.inside.set)
         cores = self.config.batching.cores or max(1, all_cores() - self.config.batching.decoders)
-        self.decoders = started(self.config.batching.decoders, "decode", cores=1)
-        self.compute = started(1, "compute", cores=cores)  # the last: what MKL is told holds for the process
+        self.decoders = running_threads(self.config.batching.decoders, "decode", cores=1)
+        self.compute = running_threads(1, "compute", cores=cores)  # the last: what MKL is told holds for the process
         self.turns = {
             self.decoders: asyncio.Semaphore(self.config.batching.decoders),
             self.compute: asyncio.Semaphore(1),
@@ -144,8 +144,8 @@ def all_cores() -> int:
     return torch.get_num_threads() if torch else 1
 
 
-def started(threads: int, name: str, *, cores: int) -> ThreadPoolExecutor:
-    """Running threads, each of which uses so many cores for one operation of torch.
+def running_threads(threads: int, name: str, *, cores: int) -> ThreadPoolExecutor:
+    """Threads that have begun, each of which uses so many cores for one operation of torch.
 
     Left to torch, each thread that resizes would start as many others as there are cores.
     """

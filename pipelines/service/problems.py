@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 _log = logging.getLogger("kappaseg.service")
 
 #: status that is counted where the client hung up: nobody reads it
-GONE = 499
+HUNG_UP = 499
 #: of every answer
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -59,6 +59,8 @@ def add_handlers(app: FastAPI) -> None:
     async def told(request: Request, error: HTTPException) -> Response:
         if isinstance(error, Problem):
             return error.response()
+        if isinstance(error.__cause__, ClientDisconnect):
+            return Response(status_code=HUNG_UP)
         if error.status_code == 400:  # FastAPI's, where a body is no text, or its nesting or a number has no end
             return Problem(422, "body: cannot be read, wanted JSON in UTF-8", field="body").response()
         return Problem(error.status_code, f"{error.detail}: {request.method} {path_of(request)}",
@@ -70,7 +72,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=GONE)
+        return Response(status_code=HUNG_UP)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

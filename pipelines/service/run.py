@@ -86,10 +86,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, house: House, app: ASGIApp) -> None:
         self.house, self.ends_at = house, float("inf")
-        seconds = math.ceil(house.config.limits.seconds)
         super().__init__(uvicorn.Config(
-            app, http=Wire, log_level="warning", access_log=False, server_header=False, lifespan="on",
-            timeout_graceful_shutdown=seconds + 1, timeout_keep_alive=seconds,
+            app, http=wire(house.config.limits.seconds), log_level="warning", access_log=False, server_header=False,
+            lifespan="on", timeout_keep_alive=30,
+            timeout_graceful_shutdown=math.ceil(house.config.limits.seconds) + 1,
         ))  # fmt: skip
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -110,9 +110,12 @@ class Wire(HttpToolsProtocol):
     """HTTP/1.1 that ends a connection whose head has no end, or none in time, and tells so in the form of every other
     error. (uvicorn itself ends only connections that are idle after an answer.)"""
 
+    #: that a head may take
+    seconds = 30.0
     #: bytes since the last that were part of a body
     of_head = 0
-    head_in_time: asyncio.TimerHandle | None = None
+    #: ends the connection where no whole head comes
+    head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -125,34 +128,42 @@ class Wire(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self.of_head += len(data)
         super().data_received(data)
-        if self.transport.is_closing() or not self.of_head:
+        if self.transport.is_closing():
             return
         if self.of_head > HEAD_BYTES:
             detail = f"head: over {HEAD_BYTES} bytes; send fewer or shorter headers"
             self.refuse(Problem(431, detail, field="head", limit=HEAD_BYTES))
-        elif self.head_in_time is None:
+        elif self.head_deadline is None and (self.of_head or self.is_answered):
             self.wait_for_head()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the last request has its answer: what comes now is a body that nobody reads, or the next head."""
+        return self.cycle is not None and self.cycle.response_complete
 
     def on_headers_complete(self) -> None:
         self.head_is_over()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self.head_is_over()
+        if self.is_answered:
+            self.of_head = 0  # and the time of the next head runs on
+        else:
+            self.head_is_over()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.head_is_over()
+        self.of_head = 0
         super().on_message_complete()
 
     def wait_for_head(self) -> None:
-        self.head_in_time = self.loop.call_later(self.timeout_keep_alive, self.head_is_late)
+        self.head_deadline = self.loop.call_later(self.seconds, self.head_is_late)
 
     def head_is_over(self) -> None:
         self.of_head = 0
-        if self.head_in_time is not None:
-            self.head_in_time.cancel()
-            self.head_in_time = None
+        if self.head_deadline is not None:
+            self.head_deadline.cancel()
+            self.head_deadline = None
 
     def head_is_late(self) -> None:
         if self.transport.is_closing():
@@ -160,8 +171,8 @@ class Wire(HttpToolsProtocol):
         if not self.of_head:  # a connection opened in advance, as browsers do
             self.transport.close()
             return
-        detail = f"head: not complete after {self.timeout_keep_alive} s; send it faster"
-        self.refuse(Problem(408, detail, field="head", limit=self.timeout_keep_alive))
+        detail = f"head: not complete after {self.seconds:g} s; send it faster"
+        self.refuse(Problem(408, detail, field="head", limit=self.seconds))
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(Problem(400, f"head: {msg}", field="head"))
@@ -173,3 +184,8 @@ class Wire(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
+
+
+def wire(seconds: float) -> type[Wire]:
+    """The protocol of connections whose heads may take so long; uvicorn wants a class."""
+    return type("Wire", (Wire,), {"seconds": seconds})

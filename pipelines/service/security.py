@@ -115,6 +115,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        length = header(scope, b"content-length", "0")
+        if length == "0" and not header(scope, b"transfer-encoding"):
+            await self.app(scope, receive, send)
+            return
         read, limit, in_time = 0, body_limit(scope["path"], self.limits), asyncio.timeout(self.limits.seconds)
 
         async def limited() -> Message:
@@ -128,10 +132,7 @@ class BodyLimit:
                     in_time.reschedule(None)
             return message
 
-        length = header(scope, b"content-length", "0")
-        if length == "0" and not header(scope, b"transfer-encoding"):
-            await self.app(scope, receive, send)
-        elif not length.isdecimal():
+        if not length.isdecimal():
             problem = Problem(422, f"Content-Length: {length[:20]!r}, wanted a number of bytes", field="Content-Length")
             await problem.response()(scope, receive, send)
         elif len(length) > 20 or int(length) > limit:

@@ -79,8 +79,14 @@ def without(ranking: Ranking, labels: Collection[int]) -> Ranking:
     return Ranking(ranking.labels[:, kept], ranking.scores[:, kept], ranking.valid[:, kept])
 
 
-def label_map_png(found: NDArray[Any], num_classes: int, encoding: str) -> bytes:
-    """A label map i64 [H, W] as a PNG.
+def narrow(label_map: torch.Tensor, num_classes: int) -> NDArray[Any]:
+    """A label map i64 [H, W] in as few bytes as its labels need: several may wait to be encoded."""
+    kind = np.uint8 if num_classes <= 2**8 else np.uint16 if num_classes <= 2**16 else np.uint32
+    return label_map.numpy().astype(kind)
+
+
+def label_map_png(found: NDArray[Any], encoding: str) -> bytes:
+    """A label map u8, u16 or u32 [H, W] (see `narrow`) as a PNG.
 
     grey: the ids, in 8 bits for up to 256 labels, else in 16.   rgb: id = R + 256 G + 65536 B, which a browser can
     read (its canvas has 8 bits).
@@ -88,7 +94,7 @@ def label_map_png(found: NDArray[Any], num_classes: int, encoding: str) -> bytes
     if encoding == "rgb":
         picture = Image.fromarray(np.stack([(found >> shift).astype(np.uint8) for shift in (0, 8, 16)], -1))
     else:
-        picture = Image.fromarray(found.astype(np.uint8 if num_classes <= 256 else np.uint16))
+        picture = Image.fromarray(found)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,8 @@ from pipelines.service.caches import decimals
 from pipelines.service.house import House
 from pipelines.service.pictures import decoded
 from pipelines.service.problems import Problem
-from pipelines.service.segment import label_map_png, without
+from pipelines.service.segment import label_map_png, narrow, without
 from pipelines.service.watch import milliseconds
-from stage2_segmentation.inference import Segmented
 
 #: pixels that a network is always shown: 2048 x 2048
 SMALL_VIEW = 2**22
@@ -28,15 +28,15 @@ SCORES = 10**9
 
 @dataclass(frozen=True)
 class Wish:
-    """How an image is to be segmented. known: the ranking of `cache`; off: labels that get no pixel; alone: no more is
-    wanted than the label map."""
+    """How an image is to be segmented. known: the ranking of `cache`; off: labels that get no pixel; form: of the
+    answer, the label map alone or all that is known."""
 
     source: records.Source
     known: Ranking | None
     kappa: int
     off: frozenset[int]
     encoding: records.Encoding
-    alone: bool
+    form: Literal["png", "json"]
 
 
 async def segmented(house: House, data: bytes, wish: Wish, until: float) -> bytes:
@@ -60,21 +60,22 @@ async def segmented(house: House, data: bytes, wish: Wish, until: float) -> byte
 
     chosen: Ranking | OwnRanking = OwnRanking(wish.kappa, keep) if before is None else keep(before.top(wish.kappa))
 
-    def work() -> Segmented:
+    def work() -> tuple[NDArray[Any], Ranking]:
         with house.watch.stage("segment"):
-            return segmenter.segment(image, chosen)
+            found = segmenter.segment(image, chosen)
+        return narrow(found.label_map, len(house.class_names)), found.ranking
 
-    def answer(found: Segmented) -> bytes:
-        png = label_map_png(found.label_map.numpy(), len(house.class_names), wish.encoding)
-        if wish.alone:
+    def answer(label_map: NDArray[Any], used: Ranking) -> bytes:
+        png = label_map_png(label_map, wish.encoding)
+        if wish.form == "png":
             return png
-        told = record_of(house, found, best[0], wish, png)
+        told = record_of(house, label_map, used, best[0], wish, png)
         told.milliseconds = milliseconds(time.perf_counter() - started)
         return told.model_dump_json().encode()
 
-    found = await house.in_thread(house.compute, until, work)
+    label_map, used = await house.in_thread(house.compute, until, work)
     house.watch.images.labels("segment").inc()
-    return await house.in_thread(house.decoders, until, answer, found)
+    return await house.in_thread(house.decoders, until, answer, label_map, used)
 
 
 async def ranking_before(house: House, image: NDArray[np.uint8], wish: Wish, until: float) -> Ranking | None:
@@ -86,10 +87,12 @@ async def ranking_before(house: House, image: NDArray[np.uint8], wish: Wish, unt
     return complete_ranking(1, len(house.class_names)) if wish.source == "complete" else wish.known
 
 
-def record_of(house: House, found: Segmented, best: Ranking, wish: Wish, png: bytes) -> records.Segmentation:
-    """The answer, but for its time. best: the κ best labels, before some were switched off."""
+def record_of(
+    house: House, label_map: NDArray[Any], used: Ranking, best: Ranking, wish: Wish, png: bytes
+) -> records.Segmentation:
+    """The answer, but for its time. best: the κ best labels; used: those of them that were not switched off."""
     assert house.segmenter is not None
-    label_map, names, colours = found.label_map.numpy(), house.class_names, hex_colours(len(house.class_names))
+    names, colours = house.class_names, hex_colours(len(house.class_names))
     shares, labels = areas(label_map), best.labels[0].tolist()
     rank_of = {label: rank for rank, label in enumerate(labels, 1)}
     return records.Segmentation(
@@ -101,7 +104,7 @@ def record_of(house: House, found: Segmented, best: Ranking, wish: Wish, png: by
             records.FoundLabel(id=label, name=names[label], colour=colours[label], share=share, rank=rank_of[label])
             for label, share in shares.items()
         ],
-        not_found=[label for label in found.ranking.labels[0].tolist() if label not in shares],
+        not_found=[label for label in used.labels[0].tolist() if label not in shares],
         ranking=records.UsedRanking(
             source=wish.source, kappa=len(labels), ids=labels, names=[names[label] for label in labels],
             scores=decimals(best.scores[0].numpy()), without=[label for label in labels if label in wish.off],
@@ -131,7 +134,7 @@ def refuse_costly(house: House, height: int, width: int, kappa: int) -> None:
         )  # fmt: skip
 
 
-def areas(label_map: NDArray[np.int64]) -> dict[int, float]:
+def areas(label_map: NDArray[Any]) -> dict[int, float]:
     """The labels of a map with their share of its pixels, largest first."""
     pixels = np.bincount(label_map.ravel())
     order = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]

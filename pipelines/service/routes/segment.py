@@ -57,10 +57,10 @@ async def segment(
                       field="without", limit=len(house.class_names) - 1)  # fmt: skip
     async with worked_on(house, 1) as (until, _):
         (data,) = await images_of(request, house, most=1)
-        alone = "image/png" in request.headers.get("accept", "")
-        wish = Wish(source, known, kappa, frozenset(without), encoding, alone)
+        form: Literal["png", "json"] = "png" if "image/png" in request.headers.get("accept", "") else "json"
+        wish = Wish(source, known, kappa, frozenset(without), encoding, form)
         answer = await while_there(request, segmented(house, data, wish, until), until)
-    return Response(answer, media_type="image/png" if alone else "application/json")
+    return Response(answer, media_type="image/png" if form == "png" else "application/json")
 
 
 def rankings_here(house: House) -> list[records.Source]:

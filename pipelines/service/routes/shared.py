@@ -19,7 +19,8 @@ def house_of(request: Request) -> House:
 
 
 async def _here(request: Request) -> House:
-    return house_of(request)  # FastAPI would send a plain function to another thread
+    """A coroutine, because FastAPI sends plain functions to another thread."""
+    return house_of(request)
 
 
 Here = Annotated[House, Depends(_here)]
@@ -27,7 +28,7 @@ Here = Annotated[House, Depends(_here)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": records.ProblemDetails, "description": text}
     for code, text in {
-        401: "no token, or a wrong one", 403: "a page of another origin, and no tokens",
+        401: "no token, or a wrong one", 403: "a page of another machine, and no tokens",
         404: "not there, or not served here", 408: "the body came too slowly",
         413: "larger than the limits", 415: "no image, or of another format", 421: "another host name, and no tokens",
         422: "not as described here",

@@ -191,9 +191,6 @@ def test_after_a_failure_those_who_have_gone_are_left_out() -> None:
     asyncio.run(check())
 
 
-# ----------------------------------------------------------------------------------------------------------------- Gate
-
-
 def test_work_that_gives_too_few_results_fails_its_requests_and_no_others() -> None:
     async def check() -> None:
         async with batching(size=2, wait=0) as (batcher, _):
@@ -204,6 +201,9 @@ def test_work_that_gives_too_few_results_fails_its_requests_and_no_others() -> N
             assert (await asyncio.wait_for(several(batcher, [4]), 10))[0][0] == 40
 
     asyncio.run(check())
+
+
+# ----------------------------------------------------------------------------------------------------------------- Gate
 
 
 def test_a_gate_lets_in_as_many_as_it_has_room_for() -> None:

@@ -24,7 +24,10 @@ def schema() -> Any:
         {"generation": {"deterministic": True, "max-examples": 25, "database": "none"}}
     )
     house = House(ServeConfig(caches=("labels",)), ("sky",), {}, None, None)  # the schema is the same for every house
-    return schemathesis.openapi.from_dict(create_app(house).openapi(), config=config)
+    described = create_app(house).openapi()
+    for pool in (house.decoders, house.compute):
+        pool.shutdown()
+    return schemathesis.openapi.from_dict(described, config=config)
 
 
 def through(client: TestClient, case: Any) -> httpx2.Response:

@@ -214,7 +214,7 @@ def test_ids_above_16_bits_survive_the_rgb_encoding() -> None:
     from pipelines.service.segment import label_map_png
 
     found = np.array([[0, 255, 256], [65_535, 65_536, 16_777_215]])
-    png = label_map_png(found, 16_777_216, "rgb")
+    png = label_map_png(found, "rgb")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))).astype(int) @ [1, 256, 65536], found)
 
 

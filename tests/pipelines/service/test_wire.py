@@ -198,11 +198,13 @@ def test_a_body_that_does_not_end_is_not_waited_for(served: Process, path: str) 
     assert status(got) == 408 and b'"field": "body"' in got
 
 
-@pytest.mark.parametrize(("start", "told"), [(b"", False), (b"GET /v1/healthz HTTP/1.1\r\nHost: 127.0", True)])
-@pytest.mark.parametrize("before", [b"", request("GET", b"/v1/healthz")])
-def test_a_connection_whose_head_does_not_come_is_ended(
-    served: Process, start: bytes, told: bool, before: bytes
-) -> None:
+BEGUN = b"GET /v1/healthz HTTP/1.1\r\nHost: 127.0"
+
+
+@pytest.mark.parametrize(("before", "start"), [
+    (b"", b""), (b"", BEGUN), (request("GET", b"/v1/healthz"), BEGUN),
+], ids=["nothing", "a part", "a part of the second"])  # fmt: skip
+def test_a_connection_whose_head_does_not_come_is_ended(served: Process, before: bytes, start: bytes) -> None:
     address = urlsplit(served.url)
     with socket.create_connection((address.hostname, address.port), 10) as wire:
         if before:
@@ -217,7 +219,36 @@ def test_a_connection_whose_head_does_not_come_is_ended(
         while piece := wire.recv(65536):
             got += piece
     assert 1 < time.monotonic() - began < 8
-    assert (b"HTTP/1.1 408" in got and b'"field": "head", "limit": 2' in got) if told else not got
+    assert (b"HTTP/1.1 408" in got and b'"field": "head", "limit": 2' in got) if start else not got
+    assert is_well(served)
+
+
+@pytest.mark.parametrize("sent", [b"x", bytes(100)], ids=["a part", "the whole"])
+@pytest.mark.parametrize("path", ["/v1/healthz", "/nowhere"])
+def test_a_body_that_comes_after_the_answer_keeps_no_connection(served: Process, path: str, sent: bytes) -> None:
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port), 10) as wire:
+        wire.sendall(request("POST", path.encode(), b"Content-Length: 100"))
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += wire.recv(65536)
+        began = time.monotonic()
+        wire.sendall(sent)
+        while wire.recv(65536):
+            pass
+    assert time.monotonic() - began < 8
+    assert is_well(served)
+
+
+def test_a_body_that_trickles_after_the_answer_is_cut(served: Process) -> None:
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port), 10) as wire:
+        wire.sendall(request("POST", b"/nowhere", b"Content-Length: 1000"))
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 8:
+                wire.sendall(b"x")
+                time.sleep(0.2)
     assert is_well(served)
 
 
@@ -233,6 +264,10 @@ def test_head_is_answered_like_get_without_a_body(served: Process) -> None:
 
 def test_a_client_that_hangs_up_makes_room(served: Process) -> None:
     address, before = urlsplit(served.url), hang_ups(served)
+    lost = counted(served, 'requests_total{method="POST",route="/v1/caches/{name}/labels:batch",status="499"}')
+    with socket.create_connection((address.hostname, address.port), 5) as wire:
+        head = request("POST", f"{LOOKUPS}:batch".encode(), b"Content-Type: application/json", b"Content-Length: 9")
+        wire.sendall(head + b"{")
     for data in (b"", b"\x89PNG", picture()[:-10]):
         head = request("POST", b"/v1/rank", b"Content-Type: image/png", b"Content-Length: %d" % len(picture()))
         with socket.create_connection((address.hostname, address.port), 5) as wire:
@@ -242,6 +277,9 @@ def test_a_client_that_hangs_up_makes_room(served: Process) -> None:
         time.sleep(0.02)
     assert is_well(served)
     assert hang_ups(served) == before + 3
+    assert (
+        counted(served, 'requests_total{method="POST",route="/v1/caches/{name}/labels:batch",status="499"}') == lost + 1
+    )
 
 
 def test_nothing_that_was_sent_is_in_the_log_as_a_failure(served: Process) -> None:
