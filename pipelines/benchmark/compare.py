@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.benchmark.intervals import Interval, draws, percentile_interval, resampled_miou, t_interval
+from pipelines.benchmark.intervals import Interval, draws, interval_around, resampled_miou, t_interval
 from pipelines.benchmark.records import Measured, Records
 
 
@@ -71,7 +71,8 @@ class Comparison:
             return None
         means = [float(a.values["mIoU"]) - float(b.values["mIoU"]) for a, b in pairs]
         spread = np.mean([self.draw(a) - self.draw(b) for a, b in pairs], axis=0)
-        return Difference(float(np.mean(means)), percentile_interval(spread), t_interval(means), tuple(seeds))
+        mean = float(np.mean(means))
+        return Difference(mean, interval_around(mean, spread), t_interval(means), tuple(seeds))
 
     def draw(self, found: Measured) -> NDArray[np.float64]:
         """mIoU of one measurement in each resample, f64 [R]."""

@@ -76,10 +76,16 @@ def resampled_miou(counts: ImageCounts, weights: NDArray[np.float64]) -> NDArray
     return np.divide(total, labels, out=np.full(len(weights), np.nan), where=labels > 0)
 
 
-def percentile_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
-    """The middle `level` of resampled values."""
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def interval_around(measured: float, resampled: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """The middle `level` of resampled values, moved so that their mean is what was measured.
+
+    A resample holds two thirds of the images, and so not all labels: a mean over those that are there is off by what
+    the missing ones would have added or taken away (Efron & Tibshirani 1993, chapter 10: the bootstrap's estimate of
+    bias, which comes from the resampling here and not from the measurement). Among 2,000 labels in 400 images that
+    shift is larger than the interval.
+    """
+    low, high = np.nanquantile(resampled - np.nanmean(resampled), [(1 - level) / 2, (1 + level) / 2])
+    return measured + float(low), measured + float(high)
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:

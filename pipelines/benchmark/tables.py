@@ -13,7 +13,11 @@ from pipelines.benchmark.claims import FAILS, HOLDS, OPEN
 from pipelines.report import Table
 from pipelines.results_doc import Cell, format_number, markdown_table
 
-PAIRED = "Difference to {baseline}: same seeds and images; 95 % interval by resampling the images (paired bootstrap)"
+#: what stands beside every table of differences
+PAIRED = (
+    "Difference to {baseline}: same seeds and images; 95 % interval by resampling the images (paired bootstrap), moved "
+    "to lie around the difference, since a resample lacks some labels"
+)
 LABELS_SHOWN = 10
 MARKS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
 
@@ -37,8 +41,7 @@ def accuracy_table(results: Results) -> Table | None:
     }
     note = (
         f"Means over {span(seeds)}. mIoU: over labels in the truth or predicted; mIoU in truth: over those in the "
-        f"truth. {PAIRED.format(baseline=baseline)}, in which labels of few images drop out, so that it reaches rather "
-        "too low than too high. mAP: mean of the precisions at the positives, "
+        f"truth. {PAIRED.format(baseline=baseline)}. mAP: mean of the precisions at the positives, "
         "of the scheme's presence scores. Label recall and pixel coverage: share of the labels and of the pixels that "
         "are among the labels kept; no pixel accuracy exceeds the coverage. Classes never right: IoU 0, of those in "
         "the truth."
