@@ -15,6 +15,8 @@ from kappaseg_core.errors import UserError
 STAGES = ("stage1", "rank", "stage2")
 #: settings that the command line may give as words between commas
 LISTS = ("seeds", "test_kappas", "only")
+#: folder of a seed that holds what a frozen backbone computed
+FEATURES = "features"
 
 Settings = dict[str, Any]
 
@@ -161,6 +163,7 @@ def refuse_unknown(config: BenchmarkConfig, source: str) -> None:
     """Raise UserError for a name that nothing in the benchmark has, and for schemes that stand on themselves."""
     if not config.schemes:
         raise UserError(f"{source}: schemes is empty, wanted at least one; see configs/quick/benchmark.yaml")
+    refuse_shared_folders(config, source)
     wanted = [("baseline", config.baseline, "schemes"), *(("only", name, "schemes") for name in config.only)]
     for name, scheme in config.schemes.items():
         for key, where in (("extends", "schemes"), ("of", "schemes"), ("ranker", "rankers")):
@@ -174,6 +177,18 @@ def refuse_unknown(config: BenchmarkConfig, source: str) -> None:
             raise UserError(
                 f"{source}: schemes.{name}.of = {resolved.of!r} trains no network of its own; name one that does"
             )
+
+
+def refuse_shared_folders(config: BenchmarkConfig, source: str) -> None:
+    """Raise UserError for two names of one folder: OUT/seed-N has one for each scheme, each ranker, and FEATURES."""
+    taken = {FEATURES: "the folder of features"}
+    for group in ("rankers", "schemes"):
+        for name in getattr(config, group):
+            if name in taken:
+                raise UserError(
+                    f"{source}: {group}.{name} and {taken[name]} would have one folder; give it another name"
+                )
+            taken[name] = f"{group}.{name}"
 
 
 def scheme_of(config: BenchmarkConfig, name: str, source: str = "benchmark") -> SchemeConfig:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from kappaseg_core.config import fingerprint, load_config, to_plain
 from kappaseg_core.errors import UserError
-from pipelines.benchmark.config import BenchmarkConfig, SchemeConfig, Settings, flat, scheme_of, words
+from pipelines.benchmark.config import FEATURES, BenchmarkConfig, SchemeConfig, Settings, flat, scheme_of, words
 from pipelines.benchmark.inputs import Inputs, weights_sha256
 from pipelines.benchmark.plan import Plan, Step
 from stage1_multilabel.config import RankConfig, Stage1Config
@@ -73,7 +73,7 @@ class Builder:
         loop = {k: plain["loop"][k] for k in ("cached_views", "seed", "precision", "device")}
         decides = [target, backbone, loop, plain["augment"]]
         name = f"features-{target}-{fingerprint([*decides, sha256])[:6]}-seed-{seed}"
-        step = Step(name, "features", f"seed-{seed}/features", {"target": target, **plain}, seed=seed)
+        step = Step(name, "features", f"seed-{seed}/{FEATURES}", {"target": target, **plain}, seed=seed)
         return (self.plan.add(step, decides=decides, weights=sha256).id,)
 
     def add_classifier(self, ranker: str, seed: int) -> Step:

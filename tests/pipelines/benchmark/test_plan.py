@@ -208,6 +208,8 @@ def test_a_scheme_takes_over_what_it_extends(bench: Bench) -> None:
         ({"rankers": {"q2l": {"loop": {"seed": 1}}}}, "rankers.q2l.loop.seed: the benchmark itself decides this"),
         ({"files": {"stage1": "nowhere.yaml"}}, "nowhere.yaml does not exist"),
         ({"weights": "nowhere.pth"}, "nowhere.pth: there is no such file"),
+        ({"rankers": {"q2l": {}, "baseline": {}}}, "schemes.baseline and rankers.baseline would have one folder"),
+        ({"schemes": {**SCHEMES, "features": {}}}, "schemes.features and the folder of features would have one folder"),
     ],
 )
 def test_a_mistake_in_the_settings_is_one_line(bench: Bench, values: dict[str, Any], message: str) -> None:
