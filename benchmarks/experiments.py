@@ -1,10 +1,10 @@
-"""The chains whose figures docs/results.md shows: every command of an experiment, one after the other.
+"""The chain of commands whose figures docs/results.md shows beside the benchmarks: the two stages against the plain
+baseline at equal steps, on scenes made by the program itself.
 
-    python benchmarks/experiments.py cocostuff171_mini --data DIR --weights FILE --work runs/experiments
-    python benchmarks/experiments.py synthetic512 --work runs/experiments
+    python benchmarks/experiments.py --work runs/experiments
 
-DIR holds the data set's folder of that name. Commands are those a user types; what their runs leave behind is gathered
-into benchmarks/results/NAME.json. An interrupted experiment goes on where it stopped.
+Commands are those a user types; what their runs leave behind is gathered into benchmarks/results/synthetic512.json. An
+interrupted experiment goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,115 +25,51 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Commands of one chain; $DATA, $WEIGHTS, $OUT and $SEED are filled in, one chain per seed."""
-
-    commands: tuple[str, ...]
-    once: tuple[str, ...] = ()
-    """further commands, for the first seed alone"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-
-def folder_experiment(name: str, kappa: int, *, folds: int) -> Experiment:
-    """Both stages, baseline and bound on a folder data set; once also out of fold, and with a pooled linear ranker."""
-    config, given = f"configs/{name}", f"--data.root $DATA/{name}"
-    trained = f"{given} --backbone.weights $WEIGHTS --loop.seed $SEED"
-    stage1, rank = f"run-stage1 {config}/stage1.yaml {trained}", f"rank {config}/rank.yaml {given}"
-    stage2 = f"run-stage2 {config}/stage2.yaml {trained} --out $OUT"
-    commands = (
-        f"{stage1} --out $OUT",
-        f"{rank} --out $OUT",
-        f"{stage2} --source.train complete",
-        stage2,
-        f"{stage2} --source.train oracle",
-        "evaluate $OUT",
-        "evaluate $OUT/stage2-complete --source.test oracle",
-        f"evaluate $OUT/stage2-complete --source.test cache --source.test_kappa {kappa}",
-        "predict $OUT/stage2-cache $IMAGE --to $OUT/predictions",
-    )
-    apart = "--source.cache $OUT/labels-out-of-fold"
-    once = (
-        f"{rank} --out $OUT --folds {folds} --cache $OUT/labels-out-of-fold",
-        f"{stage2} {apart} --name out-of-fold",
-        f"{stage2} {apart} --source.missed force --name out-of-fold-forced",
-        f"{stage1} --out $OUT/pooled --head '{{preset: gap}}' --optim.lr 1.0e-3",
-        f"{rank} --out $OUT/pooled",
-        f"{stage2} --source.cache $OUT/pooled/labels --name pooled-ranker",
-        "evaluate $OUT/stage2-out-of-fold",
-        "evaluate $OUT/stage2-out-of-fold-forced",
-        "evaluate $OUT/stage2-pooled-ranker",
-    )
-    return Experiment(commands, once)
-
-
-def synthetic_experiment() -> Experiment:
-    """The two stages against the plain baseline at equal steps, on scenes made by the program itself."""
-    config, given = "configs/synthetic512", "--out $OUT"
-    stage2 = f"run-stage2 {config}/stage2.yaml {given} --loop.seed $SEED"
-    query2label = "{preset: fast, width: 128, ffn: 256, heads: 4, decoder_layers: 1}"
-    stage1 = f"run-stage1 {config}/stage1.yaml --loop.seed $SEED"
-    return Experiment(
-        (
-            f"{stage1} {given}",
-            f"rank {config}/rank.yaml {given}",
-            f"{stage2} --source.train complete",
-            stage2,
-            f"{stage2} --source.train oracle",
-            "evaluate $OUT",
-            "evaluate $OUT/stage2-complete --source.test oracle",
-            "evaluate $OUT/stage2-complete --source.test cache --source.test_kappa 50",
-        ),
-        (
-            f"{stage1} --out $OUT/query2label --head '{query2label}' --optim.lr 1.5e-3",
-            f"rank {config}/rank.yaml --out $OUT/query2label",
-            f"run-stage2 {config}/stage2.yaml --out $OUT/query2label --loop.seed $SEED",
-            "evaluate $OUT/query2label/stage2-cache",
-        ),
-    )
-
-
-EXPERIMENTS = {
-    "cocostuff171_mini": folder_experiment("cocostuff171_mini", 25, folds=4),
-    "ccp59": folder_experiment("ccp59", 20, folds=4),
-    "synthetic512": synthetic_experiment(),
-}
+NAME = "synthetic512"
+CONFIG, SEEDS = "configs/synthetic512", (0, 1, 2)
+STAGE1 = f"run-stage1 {CONFIG}/stage1.yaml --loop.seed $SEED"
+STAGE2 = f"run-stage2 {CONFIG}/stage2.yaml --out $OUT --loop.seed $SEED"
+#: $OUT and $SEED are filled in, one chain per seed
+COMMANDS = (
+    f"{STAGE1} --out $OUT",
+    f"rank {CONFIG}/rank.yaml --out $OUT",
+    f"{STAGE2} --source.train complete",
+    STAGE2,
+    f"{STAGE2} --source.train oracle",
+    "evaluate $OUT",
+    "evaluate $OUT/stage2-complete --source.test oracle",
+    "evaluate $OUT/stage2-complete --source.test cache --source.test_kappa 50",
+)
+QUERY2LABEL = "{preset: fast, width: 128, ffn: 256, heads: 4, decoder_layers: 1}"
+#: further commands, for the first seed alone
+ONCE = (
+    f"{STAGE1} --out $OUT/query2label --head '{QUERY2LABEL}' --optim.lr 1.5e-3",
+    f"rank {CONFIG}/rank.yaml --out $OUT/query2label",
+    f"run-stage2 {CONFIG}/stage2.yaml --out $OUT/query2label --loop.seed $SEED",
+    "evaluate $OUT/query2label/stage2-cache",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(EXPERIMENTS))
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
-    parser.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args(arguments)
-    experiment = EXPERIMENTS[given.name]
     chains = []
-    for seed in given.seeds or experiment.seeds:
-        out = given.work / given.name / f"seed{seed}"
-        commands = experiment.commands + (experiment.once if seed == experiment.seeds[0] else ())
-        steps = [run(c, out, seed, given.data, given.weights) for c in commands]
+    for seed in given.seeds:
+        out = given.work / NAME / f"seed{seed}"
+        steps = [run(command, out, seed) for command in COMMANDS + (ONCE if seed == SEEDS[0] else ())]
         chains.append({"seed": seed, "steps": steps, **gathered(out)})
-        write(given.name, {"name": given.name, "machine": machine(), "chains": chains})
+        write({"name": NAME, "machine": machine(), "chains": chains})
 
 
-def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[str, Any]:
+def run(command: str, out: Path, seed: int) -> dict[str, Any]:
     """One command, unless it was done before; its wall and processor seconds."""
     log = out / "commands.json"
     done = json.loads(log.read_text("utf-8")) if log.exists() else {}
     if command not in done:
         finished = (out / (trained_by(command) or "none") / "summary.json").exists()
-        fill = {
-            "$IMAGE": first_image(data / out.parent.name),
-            "$OUT": out,
-            "$SEED": seed,
-            "$DATA": data,
-            "$WEIGHTS": weights,
-        }
-        words = shlex.split(command)
-        for name, value in fill.items():
-            words = [word.replace(name, str(value)) for word in words]
+        words = [w.replace("$OUT", str(out)).replace("$SEED", str(seed)) for w in shlex.split(command)]
         print("kappaseg", *words, flush=True)
         started, before = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-m", "pipelines.cli", *words], check=True, stdout=subprocess.DEVNULL)
@@ -147,11 +82,6 @@ def run(command: str, out: Path, seed: int, data: Path, weights: Path) -> dict[s
         log.write_text(json.dumps(done, indent=1) + "\n", "utf-8")
     trained = trained_by(command)
     return {"command": f"kappaseg {command}", "trains": trained and trained.as_posix(), **done[command]}
-
-
-def first_image(folder: Path) -> str:
-    """The first photo of a data set; nothing for scenes that are no files."""
-    return str(min((folder / "images").iterdir())) if folder.is_dir() else ""
 
 
 def trained_by(command: str) -> Path | None:
@@ -207,10 +137,10 @@ def cpu_lines() -> list[str]:
     return source.read_text("utf-8").splitlines() if source.exists() else []
 
 
-def write(name: str, values: dict[str, Any]) -> None:
+def write(values: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(values, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+    (RESULTS / f"{NAME}.json").write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

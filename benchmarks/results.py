@@ -38,57 +38,18 @@ class Row:
     test: str | None = None
 
 
-@dataclass(frozen=True)
-class Study:
-    """One experiment's part of the document."""
-
-    name: str
-    title: str
-    kappa: int
-    about: str
-    rows: tuple[Row, ...]
-    rankers: tuple[tuple[str, str], ...]
-    frozen: bool = False
-    """on features of a frozen backbone, which the first command of each stage computes for those after it"""
-
-
-MAIN = (
+#: the chain of single commands, `python benchmarks/experiments.py`
+CHAIN = "synthetic512"
+KAPPA = 50
+ROWS = (
     Row("stage2-complete", "complete: all labels"),
     Row("stage2-cache", "cache: the κ best ranked"),
     Row("stage2-oracle", "oracle: the labels present"),
     Row("stage2-complete", "complete, oracle at test only", "oracle"),
-)
-ON_PHOTOS = (
-    *MAIN,
     Row("stage2-complete", "complete, cache at test only", "cache"),
-    Row("stage2-out-of-fold", "cache, training images out of fold"),
-    Row("stage2-out-of-fold-forced", "the same, missed labels forced in"),
-    Row("stage2-pooled-ranker", "cache of the pooled linear ranker"),
+    Row("query2label/stage2-cache", "cache of the Query2Label ranker"),
 )
-RANKERS = (("stage1", "Query2Label, one layer"), ("pooled/stage1", "pooled linear"))
-
-STUDIES = (
-    Study(
-        "cocostuff171_mini", "COCO-Stuff, 171 classes, 184 + 50 photos", 25,
-        "Frozen MobileNetV2 features; trained on 184 photos, measured on the 50 validation photos at full resolution.",
-        ON_PHOTOS, RANKERS, frozen=True,
-    ),
-    Study(
-        "ccp59", "Clothing Co-Parsing, 59 classes, 800 + 204 photos", 20,
-        "Frozen MobileNetV2 features; trained on 800 photos, measured on the 204 validation photos at full resolution.",
-        ON_PHOTOS, RANKERS, frozen=True,
-    ),
-    Study(
-        "synthetic512", "Synthetic scenes, 512 labels", 50,
-        "4,000 training and 400 validation scenes of 64 pixels with about six labels each, made by the program; the "
-        "scenes were fixed before any method was run on them. Everything is trained from random numbers, with the same "
-        "number of stage-two steps for every source. Each seed draws new weights and a new order of the same scenes.",
-        
-        (*MAIN, Row("stage2-complete", "complete, cache at test only", "cache"),
-         Row("query2label/stage2-cache", "cache of the Query2Label ranker")),
-        (("stage1", "linear, soft maximum"), ("query2label/stage1", "Query2Label, one layer")),
-    ),
-)  # fmt: skip
+RANKERS = (("stage1", "linear, soft maximum"), ("query2label/stage1", "Query2Label, one layer"))
 
 
 @dataclass(frozen=True)
@@ -163,7 +124,6 @@ SIDE_BY_SIDE = (
 
 def main() -> None:
     benchmarks = [study for study in SIDE_BY_SIDE if study.file.exists()]
-    chains = (part for study in STUDIES for part in sections(study))
     sizes = cost_over_sizes([study for study in benchmarks if study.config.startswith("synthetic")])
     write_results(
         DOCUMENT,
@@ -172,7 +132,7 @@ def main() -> None:
             reading(benchmarks),
             *map(side_by_side, benchmarks),
             *sizes,
-            *chains,
+            *chain_of_commands(),
             label_heads(),
             service(),
             kills(),
@@ -249,16 +209,15 @@ def read_from(*files: str) -> str:
 
 
 def introduction() -> Section:
-    machines = {name: read(name)["machine"] for name in [study.name for study in STUDIES]}
-    text = sorted({f"{m['cpu']}, {m['threads']} thread per run, torch {m['torch']}" for m in machines.values()})
+    machine = read(CHAIN)["machine"]
     return Section(
         "How to read this",
         (
             "Every figure is read from the files in `benchmarks/results/`, which the commands shown wrote: `kappaseg "
-            "benchmark` its results.json, `python benchmarks/experiments.py NAME --data $DATA --weights $WEIGHTS` what "
-            "single chains of commands left behind, and the programs beside it theirs. `python benchmarks/results.py` "
-            "makes this page of them. "
-            f"Machine: {'; '.join(text)}. The machine had other work beside; seconds are processor time.",
+            "benchmark` its results.json, `python benchmarks/experiments.py` what a chain of single commands "
+            "left behind, and the programs beside it theirs. `python benchmarks/results.py` makes this page of them. "
+            f"Machine: {machine['cpu']}, {machine['threads']} thread per run, torch {machine['torch']}. The machine "
+            "had other work beside; seconds are processor time.",
             "Shares are in %. *Pixel coverage@κ* is the share of pixels whose label is among the κ best ranked, *class "
             "coverage@κ* its mean over classes; pixel accuracy and mIoU cannot be higher than these. The *prior* ranks "
             "by frequency in the training images, the same for every image. ± is the sample standard deviation over "
@@ -270,37 +229,39 @@ def introduction() -> Section:
     )
 
 
-def sections(study: Study) -> Iterator[Section]:
-    """A study's two tables and what follows from them."""
-    results = read(study.name)
-    chains, file = results["chains"], f"benchmarks/results/{study.name}.json"
-    seeds = ", ".join(str(chain["seed"]) for chain in chains)
+def chain_of_commands() -> tuple[Section, Section]:
+    """Both stages, baseline and bound on synthetic scenes: two tables and what follows from them."""
+    chains, file = read(CHAIN)["chains"], f"benchmarks/results/{CHAIN}.json"
+    kept = (f"pixel coverage@{KAPPA}", "prior", f"class coverage@{KAPPA}", "prior")
     stage1 = ResultTable(
-        ("ranker", "mAP", "raw", *coverage_columns(study), "CPU seconds", "MiB"),
-        tuple(stage1_row(run, name, chains, study.kappa) for run, name in study.rankers if run in chains[0]["runs"]),
+        ("ranker", "mAP", "raw", *kept, "CPU seconds", "MiB"),
+        tuple(stage1_row(run, name, chains) for run, name in RANKERS),
         commands(chains, ("run-stage1", "rank")), (file,),
         "mAP: with the envelope, and raw; classes without a validation image are left out.",
     )  # fmt: skip
-    rows = [row for row in study.rows if row.run in chains[0]["runs"]]
     stage2 = ResultTable(
         ("ranking in training and test", "mIoU", "≤", "pixel accuracy", "≤", "classes at 0", "CPU seconds", "MiB"),
-        tuple(stage2_row(row, chains) for row in rows),
+        tuple(stage2_row(row, chains) for row in ROWS),
         commands(chains, ("run-stage2", "evaluate", "predict")), (file,),
         "≤: the bound by class and by pixel coverage. CPU seconds and MiB: of the command that trains.",
     )  # fmt: skip
-    about = (study.about, f"Seeds: {seeds}.", ranking_verdict(study, chains))
-    yield Section(f"{study.title}: ranking", about, (stage1,))
-    yield Section(f"{study.title}: segmentation", verdicts(study, chains), (stage2,))
+    seeds = ", ".join(str(chain["seed"]) for chain in chains)
+    about = (
+        "4,000 training and 400 validation scenes of 64 pixels with about six labels each, made by the program; the "
+        "scenes were fixed before any method was run on them. Everything is trained from random numbers, with the same "
+        "number of stage-two steps for every source. Each seed draws new weights and a new order of the same scenes.",
+        f"Seeds: {seeds}.",
+        ranking_verdict(chains),
+    )
+    title = "Synthetic scenes, 512 labels"
+    ranking = Section(f"{title}: ranking", about, (stage1,))
+    return ranking, Section(f"{title}: segmentation", verdicts(chains), (stage2,))
 
 
-def coverage_columns(study: Study) -> tuple[str, ...]:
-    return (f"pixel coverage@{study.kappa}", "prior", f"class coverage@{study.kappa}", "prior")
-
-
-def stage1_row(run: str, name: str, chains: Sequence[Mapping[str, Any]], kappa: int) -> tuple[Cell, ...]:
+def stage1_row(run: str, name: str, chains: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
     chains = [chain for chain in chains if run in chain["runs"]]
-    keys = ("mAP_envelope", "mAP_raw", f"pixel_coverage@{kappa}", f"prior_pixel_coverage@{kappa}",
-            f"class_coverage@{kappa}", f"prior_class_coverage@{kappa}")  # fmt: skip
+    keys = ("mAP_envelope", "mAP_raw", f"pixel_coverage@{KAPPA}", f"prior_pixel_coverage@{KAPPA}",
+            f"class_coverage@{KAPPA}", f"prior_class_coverage@{KAPPA}")  # fmt: skip
     shares = (spread([chain["runs"][run]["metrics"][key] for chain in chains]) for key in keys)
     return (name, *shares, *costs(run, chains))
 
@@ -339,34 +300,29 @@ def commands(chains: Sequence[Mapping[str, Any]], verbs: Sequence[str]) -> tuple
     return tuple(s["command"] for s in chains[0]["steps"] if s["command"].split()[1] in verbs)
 
 
-def ranking_verdict(study: Study, chains: Sequence[Mapping[str, Any]]) -> str:
-    key = f"class_coverage@{study.kappa}"
+def ranking_verdict(chains: Sequence[Mapping[str, Any]]) -> str:
+    key = f"class_coverage@{KAPPA}"
     gains = [c["runs"]["stage1"]["metrics"][key] - c["runs"]["stage1"]["metrics"][f"prior_{key}"] for c in chains]
     beaten = sum(gain > 0 for gain in gains)
     return (
-        f"Class coverage@{study.kappa} beats the frequency prior for {beaten} of {len(chains)} seeds, by "
+        f"Class coverage@{KAPPA} beats the frequency prior for {beaten} of {len(chains)} seeds, by "
         f"{format_spread([100 * gain for gain in gains])} points."
     )
 
 
-def verdicts(study: Study, chains: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def verdicts(chains: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """What the segmentation table says, in sentences that follow from its figures."""
-    mious = {run: [measured(c["runs"][run], None)["mIoU"] for c in chains] for run in (r.run for r in MAIN)}
-    against = [
-        (name, [100 * (a - b) for a, b in zip(mious[run], mious["stage2-complete"], strict=True)])
-        for run, name in (("stage2-oracle", "The known labels"), ("stage2-cache", "The cached ranking"))
-    ]
-    lines = [
-        f"{name} against all labels: {format_spread(gains)} points of mIoU, better for {sum(g > 0 for g in gains)} of "
-        f"{len(gains)} seeds."
-        for name, gains in against
-    ]
-    cache = against[1][1]
-    if sum(gain > 0 for gain in cache) < len(cache):
-        lines.append(why(study, chains))
-    if WEAKER in chains[0]["runs"] and ordered(chains[0]):
+    lines = []
+    for run, name in (("stage2-oracle", "The known labels"), ("stage2-cache", "The cached ranking")):
+        pairs = [[measured(c["runs"][r], None)["mIoU"] for r in (run, "stage2-complete")] for c in chains]
+        gains = [100 * (ours - theirs) for ours, theirs in pairs]
+        lines.append(
+            f"{name} against all labels: {format_spread(gains)} points of mIoU, better for {sum(g > 0 for g in gains)} "
+            f"of {len(gains)} seeds."
+        )
+    if ordered(chains[0]):
         lines.append(lever(chains[0]))
-    return (*lines, FEATURES if study.frozen else time_spent(chains))
+    return (*lines, time_spent(chains))
 
 
 WEAKER = "query2label/stage2-cache"
@@ -390,24 +346,6 @@ def lever(chain: Mapping[str, Any]) -> str:
         f"{miou['stage2-complete']} % among all labels. A linear layer at every cell under a soft maximum keeps "
         f"{kept['stage2-cache']} %, and {miou['stage2-cache']} % result. It was chosen after this comparison on seed "
         f"{chain['seed']}; the scenes, stage two's settings and κ stayed as they were."
-    )
-
-
-FEATURES = (
-    "Processor times do not compare schemes here: the first row's command also computed the features of the frozen "
-    "backbone that all rows share."
-)
-
-
-def why(study: Study, chains: Sequence[Mapping[str, Any]]) -> str:
-    """Where the ranking does not win: how much of the truth it keeps in training and in validation."""
-    curves = chains[0]["caches"]["labels"]
-    at = curves["val"]["kappa"].index(study.kappa)
-    train, val = (format_percent(curves[s]["class_coverage"][at]) for s in ("train", "val"))
-    return (
-        f"Why it does not always win: the ranking keeps {train} % of the mean class in the training images, which its "
-        f"classifier has seen, and {val} % in validation images. The network learns to trust a list that is then "
-        "worse, and what the list lacks is lost; the plain baseline has neither handicap."
     )
 
 
