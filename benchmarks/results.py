@@ -151,9 +151,14 @@ def reading(studies: Sequence[SideBySide]) -> Section:
         "over images and over seeds. ✓ both above zero, ✗ both below, ? neither. Networks are small, and all but the "
         "rows with more steps are trained for equally many; no training of the paper's size is among them."
     )
-    longer = [f"- {study.short}: {line}" for study, results in whole.items() for line in at_more_steps(results)]
-    files = read_from(*(study.source for study in whole))
-    parts = [about, markdown_table(columns, rows), "\n".join(longer), files]
+    ablations = [study for study in studies if study not in whole and study.results["claims"]]
+    points = [
+        f"- {study.short}: {claim['claim']}: {held(study.results, claim['claim'])}."
+        for study in ablations for claim in study.results["claims"]
+    ]  # fmt: skip
+    points += [f"- {study.short}: {line}" for study, results in whole.items() for line in at_more_steps(results)]
+    files = read_from(*(study.source for study in (*whole, *ablations)))
+    parts = [about, markdown_table(columns, rows), "\n".join(points), files]
     return Section("What holds here", tuple(part for part in parts if part))
 
 
