@@ -29,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -366,7 +367,7 @@ def throughput(url: str, photos: Sequence[bytes], clients: int, seconds: float) 
 
 
 def load(url: str, clients: int, seconds: float, photos: Sequence[bytes]) -> float:
-    done, stop, errors = [0] * clients, threading.Event(), list[BaseException]()
+    done, stop = [0] * clients, threading.Event()
     requests = [ASKS % len(photo) + photo for photo in photos]
 
     def client(number: int) -> None:
@@ -383,24 +384,15 @@ def load(url: str, clients: int, seconds: float, photos: Sequence[bytes]) -> flo
                 done[number] += 1
                 turn += clients
 
-    def watched(number: int) -> None:
-        try:
-            client(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=watched, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)
-    before, started = sum(done), time.perf_counter()
-    time.sleep(seconds)
-    rate = (sum(done) - before) / (time.perf_counter() - started)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client, number) for number in range(clients)]
+        time.sleep(0.5)
+        before, started = sum(done), time.perf_counter()
+        time.sleep(seconds)
+        rate = (sum(done) - before) / (time.perf_counter() - started)
+        stop.set()
+        for ended in running:
+            ended.result()  # raises what went wrong there
     return rate
 
 

@@ -19,7 +19,7 @@ const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s
 
 const state = {
   models: null, names: [], colours: [], caches: [],
-  picture: null, // {blob, name, file, width, height}; no size where this browser cannot read it
+  picture: null, // {blob, name, width, height}; no size where this browser cannot read it
   row: null, // of a cache: {cache, id, source, ranking}
   view: null, // "picture" or "row"
   source: null, // who ranks the picture
@@ -382,7 +382,7 @@ function curl() {
   const words = ["curl"];
   if (sessionStorage.getItem(TOKEN)) words.push(`-H "Authorization: Bearer $TOKEN"`);
   if (state.view === "picture") {
-    const kind = `Content-Type: ${body().headers["Content-Type"]}`, file = `@${state.picture.file}`;
+    const kind = `Content-Type: ${body().headers["Content-Type"]}`, file = `@${state.picture.blob.name || "FILE"}`;
     words.push("-H", quoted(kind), "--data-binary", quoted(file));
   }
   return [...words, quoted(new URL(path(), location.href).href)].join(" ");
@@ -396,7 +396,7 @@ async function show(blob) {
     const bytes = [blob.size, limits.image_bytes].map((n) => n.toLocaleString("en"));
     return complain(new Problem(`${name} has ${bytes[0]} bytes, the limit is ${bytes[1]}; shrink it`));
   }
-  const picture = { blob, name, file: blob.name || "FILE" };
+  const picture = { blob, name };
   Object.assign(state, { picture, view: "picture", known: {}, answer: null, at: null });
   state.source = segmenter ? segmenter.default ?? "complete" : "classifier";
   state.off.clear();
