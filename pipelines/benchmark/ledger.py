@@ -5,7 +5,9 @@
     steps/ID.log     what its processes printed
 
 A step is done while its record has the plan's fingerprint, the present digests of what it stands on, and its files are
-there: as with make, a product that is deleted is made again, and so is all that stands on it, and nothing else.
+there: as with make, a product that is deleted is made again, and so is all that stands on it, and nothing else. That
+holds where the new product equals the old one, too: each making has a digest of its own, except of steps between others
+(features), of which only the content counts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ PRODUCTS = {
 
 @dataclass(frozen=True)
 class Record:
-    """A finished step. inputs: id → digest of what it stands on.   digest: sha256 over its files.
+    """A finished step. inputs: id → digest of what it stands on.   digest: sha256 over its files and their making.
 
     seconds, cpu_seconds, peak_memory_mib: of its last start.   attempts: how often it was started.
     files: what it made, below OUT.   commit: of the source tree that did it; empty in records of before it was noted.
@@ -182,7 +184,8 @@ def finish(
     """
     made = product(out, step) if files is None else files
     record = Record(
-        id=step.id, kind=step.kind, fingerprint=step.fingerprint, inputs=begun.inputs, digest=digest(out, made),
+        id=step.id, kind=step.kind, fingerprint=step.fingerprint, inputs=begun.inputs,
+        digest=digest(out, made, made_at=0 if step.is_between else time.time_ns()),
         attempts=begun.attempts, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), host=begun.host, files=made,
         commit=commit(), **spent,
     )  # fmt: skip
@@ -202,7 +205,7 @@ def product(out: Path, step: Step) -> tuple[str, ...]:
     return tuple(found)
 
 
-def digest(out: Path, files: tuple[str, ...]) -> str:
-    """sha256 (hex) over names and contents."""
+def digest(out: Path, files: tuple[str, ...], *, made_at: int) -> str:
+    """sha256 (hex) over names, contents and the time of making."""
     lines = (f"{name}\0{file_sha256(out / name)}\n" for name in sorted(files))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(f"{''.join(lines)}{made_at}".encode()).hexdigest()
