@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
 from stage2_segmentation.pixels import Axis, Strips, axis_weights, strips_of
+
+#: ranks that the kernel for GPUs holds at most
+KERNEL_RANKS = 1024
 
 
 def segmentation_loss(
@@ -33,37 +37,53 @@ def segmentation_loss(
         for cells, pixels in zip(logits.shape[2:], mask.shape[1:], strict=True)
     )
     with torch.autocast(logits.device.type, enabled=False):
-        total, right = UpsampledCrossEntropy.apply(logits, target, rows, columns)
+        factor = cell // stride if cell % stride == 0 else None
+        total, right = UpsampledCrossEntropy.apply(logits, target, rows, columns, factor)
     labelled = (mask != IGNORE).sum().clamp_min(1)
     return total / target.numel(), {"kept": (target != IGNORE).sum() / labelled, "pixel_accuracy": right / labelled}
 
 
 class UpsampledCrossEntropy(torch.autograd.Function):
-    """Upsampling and cross-entropy in one, strip by strip: the loss and its gradient, and never κ × H × W.
+    """Upsampling and cross-entropy in one: the loss and its gradient, strip by strip, and never κ × H × W.
 
     The gradient of a strip is at hand while its softmax is in the cache, so it is taken to the cells at once:
     with p = softmax(z), d/d cells = rowsᵀ (p - onehot(target)) columns. backward only scales what forward found.
-    Equal to F.cross_entropy(F.interpolate(...), reduction="sum") up to rounding.
+    Equal to F.cross_entropy(F.interpolate(...), reduction="sum") up to rounding. On a GPU it is one kernel, where
+    Triton is there, a cell has a whole number of pixels and the ranks fit.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, rows: Axis, columns: Axis) -> tuple[Tensor, Tensor]:
-        """logits f32 [B, κ, h, w], target i64 [B, H, W] of ranks or IGNORE, weights of both axes → (Σ loss, pixels that
-        are right)."""
-        images = [
-            one_image(cells, wanted, rows, columns, with_gradient=ctx.needs_input_grad[0])
-            for cells, wanted in zip(logits.permute(0, 2, 3, 1), target, strict=True)
-        ]
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.stack([gradient for *_, gradient in images]).permute(0, 3, 1, 2))
-        right = torch.stack([right for _, right, _ in images]).sum()
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, rows: Axis, columns: Axis, factor: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """logits f32 [B, κ, h, w], target i64 [B, H, W] of ranks or IGNORE, weights of both axes, and the pixels per
+        cell where that is a whole number → (Σ loss, pixels that are right)."""
+        cells, wanted = logits.permute(0, 2, 3, 1).contiguous(), ctx.needs_input_grad[0]
+        if factor is not None and has_kernel(cells):
+            from stage2_segmentation.fused_kernel import block_loss
+
+            loss, right, gradient = block_loss(cells, target.contiguous(), factor)
+        else:
+            images = [
+                one_image(one, its_target, rows, columns, with_gradient=wanted)
+                for one, its_target in zip(cells, target, strict=True)
+            ]
+            loss, right, gradient = (torch.stack(parts) for parts in zip(*images, strict=True))
+            loss, right = loss.sum(), right.sum()
+        if wanted:
+            ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
         ctx.mark_non_differentiable(right)
-        return torch.stack([loss for loss, *_ in images]).sum(), right
+        return loss, right
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * grad, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None, None, None
+
+
+def has_kernel(cells: Tensor) -> bool:
+    """Whether the loss of cells [B, h, w, κ] is computed by stage2_segmentation.fused_kernel."""
+    return cells.is_cuda and cells.shape[3] <= KERNEL_RANKS and find_spec("triton") is not None
 
 
 def one_image(
