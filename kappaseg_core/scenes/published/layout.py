@@ -19,11 +19,13 @@ FEW = 5  # odd values of a mask that are named
 
 
 def top_folder(source: Path, name: str, needs: str, download: str) -> Path:
-    """`source` itself or `source/name`, whichever holds the file or folder `needs`. Raises UserError where none does.
+    """The folder that holds the file or folder `needs`: `source`, or one below it that `name` leads to.
 
-    name: the folder that the archive unpacks to, which people give or give the parent of.
+    name: where the archive unpacks to, like VOCdevkit/VOC2012; people give any folder on that way. Raises UserError.
     """
-    for folder in (source, source / name):
+    parts = Path(name).parts
+    below = (source.joinpath(*parts[first:]) for first in reversed(range(len(parts) + 1)))
+    for folder in below:
         if (folder / needs).exists():
             return folder
     raise UserError(f"{source} holds no {needs} (nor {name}/{needs}); {download}")
@@ -38,6 +40,11 @@ def stems(folder: Path, suffix: str) -> set[str]:
     """Names of the files that end in `suffix`, without it; empty where there is no such folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+
+
+def folders_in(*parents: Path) -> list[str]:
+    """Names of the folders in any of the parents, sorted."""
+    return sorted({path.name for parent in parents if parent.is_dir() for path in parent.iterdir() if path.is_dir()})
 
 
 def pairs(split: str, photos: Path, masks: Path, *, photo: str = ".jpg", mask: str = ".png") -> list[Item]:

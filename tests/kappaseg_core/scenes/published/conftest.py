@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kappaseg_core.scenes.published import published_set, set_names
+from pipelines.cli import main
 from tests.kappaseg_core.scenes.published.miniature import Miniature
 
 #: set, or set and variant → what makes its miniature; every set there is has to have one
@@ -22,16 +23,27 @@ MAKERS: dict[str, Callable[[Path], Miniature]] = {
 SetSizes = Callable[[Miniature, Mapping[str, int]], None]
 
 
+def pretend(patch: pytest.MonkeyPatch, miniature: Miniature, splits: Mapping[str, int]) -> None:
+    """Pretend that a set was published with so many images per split."""
+    module = published_set(miniature.set)
+    published = module.published
+    patch.setattr(module, "published", lambda options: replace(published(options), splits=splits))
+
+
 @pytest.fixture
 def set_sizes(monkeypatch: pytest.MonkeyPatch) -> SetSizes:
-    """Pretend that a set was published with so many images per split."""
+    return lambda miniature, splits: pretend(monkeypatch, miniature, splits)
 
-    def pretend(miniature: Miniature, splits: Mapping[str, int]) -> None:
-        module = published_set(miniature.set)
-        published = module.published
-        monkeypatch.setattr(module, "published", lambda options: replace(published(options), splits=splits))
 
-    return pretend
+@pytest.fixture(scope="module", params=sorted(MAKERS))
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Miniature, Path]:
+    """A miniature of each set and variant, and the folder prepared from it, which tests only read."""
+    path = tmp_path_factory.mktemp("prepared")
+    made = MAKERS[request.param](path / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        pretend(patch, made, made.counts)
+        assert main(made.words(path / "to")) == 0
+    return made, path / "to"
 
 
 @pytest.fixture(params=sorted(MAKERS))

@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
+
+#: split → image id → label map
+Splits = Mapping[str, Mapping[str, Sequence[Sequence[int]]]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Miniature:
 
     set: str
     source: Path
-    splits: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]
+    splits: Splits
     photos: Mapping[str, Path]
     names: Mapping[int, str]
     spoil: Callable[[], Sequence[str]]
@@ -36,6 +41,18 @@ class Miniature:
         chosen = [word for name, value in self.options.items() for word in (f"--options.{name}", value)]
         folders = ["--source", str(self.source), "--to", str(to)]
         return ["data", "prepare", self.set, *folders, "--workers", "1", *chosen, *more]
+
+
+def train_and_val(image_ids: Sequence[str], maps: Sequence[Sequence[Sequence[int]]]) -> Splits:
+    """Splits of which the last image is for validation."""
+    *train, val = zip(image_ids, maps, strict=True)
+    return {"train": dict(train), "val": dict([val])}
+
+
+def write_list(path: Path, image_ids: Sequence[str]) -> None:
+    """A file of ids, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{image_id}\n" for image_id in image_ids))
 
 
 def draw_photo(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
@@ -55,4 +72,17 @@ def draw_mask(
     if palette is not None:
         picture.putpalette(palette)
     picture.save(path)
+    return path
+
+
+def draw_matrix(path: Path, variable: str, values: np.ndarray, *, version: int = 5) -> Path:
+    """A MATLAB file: version 5, or 7 = the HDF5 of version 7.3, which lists columns first, below a header of text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if version == 5:
+        savemat(path, {variable: values, "captions": "a tree"}, do_compression=True)
+        return path
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file[variable] = values.T
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(116))
     return path

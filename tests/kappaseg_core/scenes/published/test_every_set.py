@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kappaseg_core.config import DataConfig
@@ -44,10 +43,9 @@ def problem(capsys: pytest.CaptureFixture[str], miniature: Miniature, to: Path) 
 
 
 def test_masks_hold_the_ids_and_splits_the_images_that_were_worked_out_by_hand(
-    miniature: Miniature, tmp_path: Path
+    prepared: tuple[Miniature, Path],
 ) -> None:
-    to = tmp_path / "to"
-    assert main(miniature.words(to)) == 0
+    miniature, to = prepared
     for split, expected in miniature.splits.items():
         scenes = opened(to, split)
         assert list(scenes.image_ids) == list(expected)
@@ -55,32 +53,45 @@ def test_masks_hold_the_ids_and_splits_the_images_that_were_worked_out_by_hand(
         assert {label: scenes.class_names[label] for label in miniature.names} == dict(miniature.names)
 
 
-def test_photos_are_those_of_the_source(miniature: Miniature, tmp_path: Path) -> None:
-    to = tmp_path / "to"
-    assert main(miniature.words(to)) == 0
+def test_photos_are_those_of_the_source(prepared: tuple[Miniature, Path]) -> None:
+    miniature, to = prepared
     for image_id, photo in miniature.photos.items():
         assert (to / "images" / f"{image_id}{photo.suffix}").read_bytes() == photo.read_bytes()
 
 
-def test_class_names_are_unique_and_those_published(miniature: Miniature, tmp_path: Path) -> None:
-    to = tmp_path / "to"
-    assert main(miniature.words(to)) == 0
+def test_class_names_are_unique_and_those_published(prepared: tuple[Miniature, Path]) -> None:
+    _, to = prepared
     names = (to / "classes.txt").read_text("utf-8").splitlines()
     record = json.loads((to / "prepared.json").read_text())
     assert len(set(names)) == len(names) == record["classes"]
     assert names_sha256(names) == record["classes_sha256"]
-    assert max(max(map(max, rows)) for split in miniature.splits.values() for rows in split.values()) < len(names)
 
 
-def test_the_folder_passes_the_check_and_packs_to_the_same_scenes(miniature: Miniature, tmp_path: Path) -> None:
-    to, file = tmp_path / "to", tmp_path / "to.h5"
-    assert main(miniature.words(to)) == 0
+def test_masks_have_as_many_bits_as_the_classes_need(prepared: tuple[Miniature, Path]) -> None:
+    _, to = prepared
+    record = json.loads((to / "prepared.json").read_text())
+    bits = 8 if record["classes"] <= 254 else 16
+    assert record["ignore"] == 2**bits - 1
+    for mask in (to / "masks").iterdir():
+        assert mask.read_bytes()[24] == bits  # bits per sample, in the PNG's IHDR block
+
+
+def test_the_folder_passes_the_check_and_packs_to_the_same_scenes(
+    prepared: tuple[Miniature, Path], tmp_path: Path
+) -> None:
+    miniature, to = prepared
+    file = tmp_path / "to.h5"
     assert main(["data", "check", str(to), *flags(to)]) == 0
     assert main(["data", "pack", str(to), str(file), *flags(to)]) == 0
     for split in miniature.splits:
         packed = open_scenes(DataConfig(kind="packed", root=str(file)), split)
         assert maps(packed) == maps(opened(to, split))
         assert packed.class_names == opened(to, split).class_names
+
+
+def test_a_set_says_what_it_is_and_what_to_download(prepared: tuple[Miniature, Path]) -> None:
+    module = published_set(prepared[0].set)
+    assert module.TITLE and module.DOWNLOAD and "\n" not in module.TITLE + module.DOWNLOAD
 
 
 def test_a_source_that_lacks_images_is_refused_with_both_counts_unless_that_is_allowed(
@@ -133,19 +144,3 @@ def test_a_photo_of_another_size_than_its_label_map_is_one_line(
     line = problem(capsys, miniature, tmp_path / "to")
     size = f"{len(rows) + 1}x{len(rows[0])} (height x width), its label map is {len(rows)}x{len(rows[0])}"
     assert str(photo) in line and size in line
-
-
-def test_a_set_says_what_it_is_and_what_to_download(miniature: Miniature) -> None:
-    module = published_set(miniature.set)
-    assert module.TITLE and module.DOWNLOAD and "\n" not in module.TITLE + module.DOWNLOAD
-
-
-def test_masks_have_as_many_bits_as_the_classes_need(miniature: Miniature, tmp_path: Path) -> None:
-    to = tmp_path / "to"
-    assert main(miniature.words(to)) == 0
-    record = json.loads((to / "prepared.json").read_text())
-    bits = 8 if record["classes"] <= 254 else 16
-    assert record["ignore"] == 2**bits - 1
-    header = next((to / "masks").iterdir()).read_bytes()[24]  # bits per sample, in the PNG's IHDR block
-    assert header == bits
-    assert np.asarray(opened(to, "val")[0].mask).dtype == np.int32

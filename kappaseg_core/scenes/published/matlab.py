@@ -1,0 +1,50 @@
+"""Matrices in MATLAB files, of both generations: version 5 (scipy reads it) and 7.3, which is HDF5."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from kappaseg_core.errors import UserError
+from kappaseg_core.scenes.flaws import MissingMask
+
+
+def matrix(path: Path, variable: str) -> np.ndarray:
+    """A variable of a .mat file, [H, W], integers. Raises UserError, MissingMask."""
+    if not path.exists():
+        raise MissingMask(f"mask {path} does not exist; unpack the archive of the masks again")
+    try:
+        values = _version_7(path, variable) if h5py.is_hdf5(path) else _version_5(path, variable)
+    except KeyError:
+        raise UserError(f"mask {path} has no variable {variable}; see whether it belongs to this set") from None
+    if values.ndim != 2:
+        raise UserError(f"mask {path}: {variable} has {values.ndim} dimensions, wanted 2; unpack that file again")
+    return values.astype(np.int64)
+
+
+def _version_7(path: Path, variable: str) -> np.ndarray:
+    """HDF5 lists the columns of a MATLAB matrix as its rows."""
+    try:
+        with h5py.File(path) as file:
+            return np.asarray(file[variable]).T
+    except OSError as error:
+        raise _damaged(path, error) from None
+
+
+def _version_5(path: Path, variable: str) -> np.ndarray:
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ModuleNotFoundError:
+        raise UserError(f"reading {path.name} needs scipy, which is missing; pip install 'kappaseg[data]'") from None
+    try:
+        return np.asarray(loadmat(path, variable_names=[variable])[variable])
+    except (MatReadError, OSError, ValueError, TypeError, zlib.error, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"mask {path} is damaged: {' '.join(str(error).split())}; unpack that file again")
