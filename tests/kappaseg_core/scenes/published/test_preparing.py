@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from kappaseg_core.scenes import preparing
 from kappaseg_core.scenes.published import Item
@@ -69,6 +71,21 @@ def test_an_image_whose_mask_was_not_reached_is_made_though_its_photo_is_there(
     next((to / "masks").iterdir()).unlink()
     assert main(ade20k.words(to)) == 0
     assert "1 images made now" in capsys.readouterr().out and written(to) == whole
+
+
+def test_a_full_disk_is_one_line_and_no_flaw_of_an_image(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        assert main(ade20k.words(tmp_path / "to")) == 2
+    printed = capsys.readouterr()
+    assert "ADE_train_00000001.png: the disk is full" in printed.err and not printed.out
+    assert not list((tmp_path / "to" / "masks").iterdir())
+    assert main(ade20k.words(tmp_path / "to")) == 0
 
 
 def test_photos_are_links_or_copies(ade20k: Miniature, tmp_path: Path) -> None:
