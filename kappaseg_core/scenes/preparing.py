@@ -33,6 +33,9 @@ from kappaseg_core.scenes.prepared import Prepared, Record, begin, end, refuse_a
 from kappaseg_core.scenes.published import Found, Item, Published, published_set, refuse_other_classes
 from kappaseg_core.scenes.upright import upright_with
 
+#: of photos that are made smaller; colour keeps its resolution
+JPEG_QUALITY = 95
+
 
 @dataclass(frozen=True)
 class Job:
@@ -93,19 +96,24 @@ class Work:
 
 def make_scene(work: Work, item: Item) -> str | None:
     """Write the photo and the mask of an item; gives what is wrong with it, else None. Raises where disks fail."""
+    module = published_set(work.job.name)
     try:
-        mask = published_set(work.job.name).label_map(item, work.options)
-        mask = upright_with(item.photo, mask)
+        mask = upright_with(item.photo, module.label_map(item, work.options))
+        smaller = module.smaller(item, mask, work.options) if hasattr(module, "smaller") else None
     except UserError as error:
         return str(error)
     if mask.min() < IGNORE or mask.max() >= work.classes:
         raise ValueError(
             f"label map of {item.image_id} holds {mask.min()}..{mask.max()}, wanted -1..{work.classes - 1}"
         )
-    _write_photo(item.photo, photo_path(work.job.to, item), work.job.photos)
+    path = photo_path(work.job.to, item)
+    if smaller is None:
+        _write_photo(item.photo, path, work.job.photos)
+    else:
+        picture, mask = smaller
+        _write_jpeg(picture, path)
     values = np.where(mask == IGNORE, work.ignore, mask).astype(work.dtype)
-    picture = Image.fromarray(values)
-    write_atomic(mask_path(work.job.to, item), lambda path: picture.save(path, "PNG"))
+    write_atomic(mask_path(work.job.to, item), lambda path: Image.fromarray(values).save(path, "PNG"))
     return None
 
 
@@ -159,6 +167,12 @@ def _write_photo(source: Path, path: Path, photos: Literal["link", "copy"]) -> N
     elif not path.is_symlink():
         with writing(path):
             path.symlink_to(source.absolute())
+
+
+def _write_jpeg(picture: np.ndarray, path: Path) -> None:
+    """A photo u8 [H, W, 3] that is not the source's file any more."""
+    quality = {"quality": JPEG_QUALITY, "subsampling": 0}
+    write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "JPEG", **quality))
 
 
 def _finish(to: Path, items: Sequence[Item], class_names: Sequence[str], record: Record, prepared: Prepared) -> None:
