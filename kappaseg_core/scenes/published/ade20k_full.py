@@ -5,7 +5,8 @@ The release of 2021, whose masks are colours: category = red // 10 * 256 + green
     ADE20K_2021_17_01/index_ade20k.pkl      folder and file name of each image, names of the categories
     ADE20K_2021_17_01/images/ADE/{training,validation}/…/ADE_train_00000001.jpg, ADE_train_00000001_seg.png
 
-Or what MaskFormer's script makes of it, in its folders or in mmseg's; 16-bit masks, 0..846 and 65535 = no label:
+Or what MaskFormer's script makes of it, in its folders or in mmseg's; 16-bit masks, 0..846 and 65535 = no label (read
+where the release itself is not there):
 
     images_detectron2/{training,validation}/*.jpg    annotations_detectron2/{training,validation}/*.tif
     {train,val}/image/*.jpg                          {train,val}/label/*.tif
@@ -70,15 +71,15 @@ def published(options: Options) -> Published:
 
 def find(source: Path, options: Options) -> Found:
     for root in (source, source / RELEASE):
-        for folders in PREPARED:
-            if any((root / masks).is_dir() for _, masks in folders.values()):
-                return Found(CLASSES, list(_prepared(root, folders)))
         path = index_file(root)
-        if path is not None:
+        if path is not None and (root / "images").is_dir():  # the script writes its folders beside these
             index = read_index(path)
             refuse_other_names(index, {category: CLASSES[label] for category, label in CATEGORIES.items()})
             return Found(CLASSES, list(_released(root, index)))
-    raise UserError(f"{source} holds no {PICKLE}, no train/label and no annotations_detectron2; {DOWNLOAD}")
+        for folders in PREPARED:
+            if any((root / masks).is_dir() for _, masks in folders.values()):
+                return Found(CLASSES, list(_prepared(root, folders)))
+    raise UserError(f"{source} holds no {PICKLE} with images, no train/label, no annotations_detectron2; {DOWNLOAD}")
 
 
 def label_map(item: Item, options: Options) -> np.ndarray:

@@ -17,8 +17,8 @@ from kappaseg_core.scenes.published.plain_pickle import read_plain_pickle
 PICKLE, JSON = "index_ade20k.pkl", "index_ade20k.json"
 COLUMNS = ("folder", "filename", "objectnames")
 CONVERT = (
-    f'on a machine where you trust it, write {JSON} beside it: python -c "import json, pickle; from pathlib import Path; '
-    f"index = pickle.loads(Path('{PICKLE}').read_bytes()); "
+    f'on a machine where you trust it, write {JSON} beside it: python -c "import json, pickle; '
+    f"from pathlib import Path; index = pickle.loads(Path('{PICKLE}').read_bytes()); "
     f"Path('{JSON}').write_text(json.dumps({{key: list(index[key]) for key in {COLUMNS}}}))\""
 )
 

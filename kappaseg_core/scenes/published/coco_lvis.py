@@ -52,7 +52,8 @@ class Options:
     remap: Literal["corrected", "published"] = "corrected"
     """published: as ESSNet's generator makes it, where the stuff blanket is desk-stuff and the stuff cabinet is
     window-other. It replaces one category after the other in place, so that 93 → 110 goes on to 1217 and 98 → 181 to
-    1283. All else is the same."""
+    1283. All else is the same. (What the generator gets wrong by chance is not repeated: values above 255 that wrap, or
+    fail under NumPy 2, where an image has one stuff annotation.)"""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Polygons take five times their size as Python objects, and six while they are read: for LVIS' 1.1 GB, 7 GB. Here one
 pass notes where each record lies, in 24 bytes, and who needs the records of an image reads those bytes again. The pass
-takes seconds per GB, less than it would take to write an index of our own and keep it true.
+takes 12 s per GB of polygons and 3 s of run lengths; a run that resumes makes it again, instead of trusting an index of
+its own that may be of other files.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kappaseg_core.scenes.published.shrinking import bilinear, nearest, shrunk_s
 from pipelines.cli import main
 from tests.kappaseg_core.scenes.published.conftest import SetSizes
 from tests.kappaseg_core.scenes.published.miniature import draw_photo
-from tests.kappaseg_core.scenes.published.miniatures.ade20k_full import draw_colours, index, make_release
+from tests.kappaseg_core.scenes.published.miniatures.ade20k_full import VARIANTS, draw_colours, index, make_release
 
 
 def test_names_follow_the_alphabet_where_categories_do() -> None:
@@ -44,6 +45,14 @@ def test_an_index_that_was_converted_as_the_line_says_goes_first(
     exec(compile(code, "CONVERT", "exec"), {})
     (tmp_path / "index_ade20k.pkl").write_bytes(b"damaged")
     assert len(find(tmp_path, Options()).items) == 3
+
+
+def test_the_release_goes_before_what_was_made_of_it_which_lies_beside_it(tmp_path: Path) -> None:
+    make_release(tmp_path)
+    VARIANTS["prepared"](tmp_path)
+    assert {item.mask.suffix for item in find(tmp_path, Options()).items} == {".png"}
+    shutil.rmtree(tmp_path / "images")
+    assert {item.mask.suffix for item in find(tmp_path, Options()).items} == {".tif"}
 
 
 class Trap:
@@ -77,6 +86,7 @@ def test_an_index_that_would_run_something_is_refused_with_how_to_convert_it(
     ],
 )
 def test_an_index_of_something_else_is_one_line(content: object, what: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
     (tmp_path / "index_ade20k.json").write_text(json.dumps(content, default=lambda array: array.tolist()))
     with pytest.raises(UserError) as caught:
         find(tmp_path, Options())
@@ -84,7 +94,7 @@ def test_an_index_of_something_else_is_one_line(content: object, what: str, tmp_
 
 
 def test_a_source_without_index_and_masks_says_what_to_get(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no index_ade20k\.pkl, no train/label .*ADE20K_2021_17_01\.zip"):
+    with pytest.raises(UserError, match=r"holds no index_ade20k\.pkl .* no train/label, .*ADE20K_2021_17_01\.zip"):
         find(tmp_path, Options())
 
 
