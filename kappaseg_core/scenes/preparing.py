@@ -14,7 +14,7 @@ import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,10 @@ from kappaseg_core.scenes.prepared import Prepared, Record, begin, end, refuse_a
 from kappaseg_core.scenes.published import Found, Item, Published, published_set, refuse_other_classes
 from kappaseg_core.scenes.upright import upright_with
 
-#: of photos that are made smaller; colour keeps its resolution
+Photos = Literal["link", "copy"]
+Smaller = Callable[[Item, np.ndarray, Any], tuple[np.ndarray, np.ndarray] | None]
+
+#: of photos that a set makes smaller; their colour keeps its resolution
 JPEG_QUALITY = 95
 
 
@@ -45,7 +48,7 @@ class Job:
     options: dict[str, Any]
     source: Path
     to: Path
-    photos: Literal["link", "copy"] = "link"
+    photos: Photos = "link"
 
 
 def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
@@ -66,7 +69,8 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
     items = [item for item in found.items if not partial or _is_whole(item)]
     images = _count(items, published, partial, f"{job.source} is not all of {module.TITLE}", module.DOWNLOAD)
     begin(record, job.to)
-    work = Work(job, options, published.num_classes)
+    smaller: Smaller = getattr(module, "smaller", keep_size)
+    work = Work(job.to, job.photos, module.label_map, smaller, options, published.num_classes)
     made, flaws = _make_missing(work, items, workers)
     prepared = Prepared(
         title=module.TITLE, classes=published.num_classes, ignore=work.ignore, images=images,
@@ -79,9 +83,15 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process needs to know of all scenes. options: the Options of the set.  classes: K."""
+    """What a worker process needs to know of all scenes.
 
-    job: Job
+    label_map, smaller, options: the functions and the Options of the set.   classes: K.
+    """
+
+    to: Path
+    photos: Photos
+    label_map: Callable[[Item, Any], np.ndarray]
+    smaller: Smaller
     options: object
     classes: int
 
@@ -96,25 +106,28 @@ class Work:
 
 def make_scene(work: Work, item: Item) -> str | None:
     """Write the photo and the mask of an item; gives what is wrong with it, else None. Raises where disks fail."""
-    module = published_set(work.job.name)
     try:
-        mask = upright_with(item.photo, module.label_map(item, work.options))
-        smaller = module.smaller(item, mask, work.options) if hasattr(module, "smaller") else None
+        mask = upright_with(item.photo, work.label_map(item, work.options))
+        smaller = work.smaller(item, mask, work.options)
     except UserError as error:
         return str(error)
     if mask.min() < IGNORE or mask.max() >= work.classes:
         raise ValueError(
             f"label map of {item.image_id} holds {mask.min()}..{mask.max()}, wanted -1..{work.classes - 1}"
         )
-    path = photo_path(work.job.to, item)
     if smaller is None:
-        _write_photo(item.photo, path, work.job.photos)
+        _write_photo(item.photo, photo_path(work.to, item), work.photos)
     else:
-        picture, mask = smaller
-        _write_jpeg(picture, path)
+        small_photo, mask = smaller
+        _write_jpeg(small_photo, photo_path(work.to, item))
     values = np.where(mask == IGNORE, work.ignore, mask).astype(work.dtype)
-    write_atomic(mask_path(work.job.to, item), lambda path: Image.fromarray(values).save(path, "PNG"))
+    picture = Image.fromarray(values)
+    write_atomic(mask_path(work.to, item), lambda path: picture.save(path, "PNG"))
     return None
+
+
+def keep_size(item: Item, mask: np.ndarray, options: object) -> None:
+    """`smaller` of the sets that do not resize their images."""
 
 
 def photo_path(to: Path, item: Item) -> Path:
@@ -139,13 +152,14 @@ def _count(items: Sequence[Item], published: Published, partial: bool, what: str
         raise UserError(f"{what}: {told}; {download}{step}")
     twice = [image_id for image_id, times in Counter(item.image_id for item in items).items() if times > 1]
     if twice:
-        raise UserError(f"{what}: image {twice[0]} is in it twice, like {len(twice) - 1} others; keep each image once")
+        more = f" (and {len(twice) - 1} more)" if len(twice) > 1 else ""
+        raise UserError(f"{what}: image {twice[0]} is listed more than once{more}; unpack its lists again")
     return images
 
 
 def _make_missing(work: Work, items: Sequence[Item], workers: int) -> tuple[int, list[str]]:
     """How many scenes were made, and a line for each that cannot be."""
-    missing = _missing(work.job.to, items)
+    missing = _missing(work.to, items)
     flaws = []
     with Meter("preparing", len(items), done=len(items) - len(missing), unit="image") as meter:
         for flaw in in_parallel(functools.partial(make_scene, work), missing, workers):
@@ -161,7 +175,7 @@ def _missing(to: Path, items: Sequence[Item]) -> list[Item]:
     return [item for item in items if photo_path(to, item).name not in photos or mask_path(to, item).name not in masks]
 
 
-def _write_photo(source: Path, path: Path, photos: Literal["link", "copy"]) -> None:
+def _write_photo(source: Path, path: Path, photos: Photos) -> None:
     if photos == "copy":
         write_atomic(path, lambda temporary: shutil.copyfile(source, temporary))
     elif not path.is_symlink():
@@ -169,10 +183,10 @@ def _write_photo(source: Path, path: Path, photos: Literal["link", "copy"]) -> N
             path.symlink_to(source.absolute())
 
 
-def _write_jpeg(picture: np.ndarray, path: Path) -> None:
-    """A photo u8 [H, W, 3] that is not the source's file any more."""
-    quality = {"quality": JPEG_QUALITY, "subsampling": 0}
-    write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "JPEG", **quality))
+def _write_jpeg(pixels: np.ndarray, path: Path) -> None:
+    """u8 [H, W, 3]."""
+    photo = Image.fromarray(pixels)
+    write_atomic(path, lambda file: photo.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0))
 
 
 def _finish(to: Path, items: Sequence[Item], class_names: Sequence[str], record: Record, prepared: Prepared) -> None:

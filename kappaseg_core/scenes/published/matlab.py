@@ -20,8 +20,9 @@ def matrix(path: Path, variable: str) -> np.ndarray:
         values = _version_7(path, variable) if h5py.is_hdf5(path) else _version_5(path, variable)
     except KeyError:
         raise UserError(f"mask {path} has no variable {variable}; see whether it belongs to this set") from None
-    if values.ndim != 2:
-        raise UserError(f"mask {path}: {variable} has {values.ndim} dimensions, wanted 2; unpack that file again")
+    if values.ndim != 2 or values.dtype.kind not in "uif":
+        seen = f"{values.ndim} dimensions of {values.dtype}"
+        raise UserError(f"mask {path}: {variable} has {seen}, wanted a matrix of numbers; unpack that file again")
     return values.astype(np.int64)
 
 

@@ -68,7 +68,7 @@ def test_a_missing_file_is_one_line_with_its_name(
         main(["data", "prepare", "coco_lvis", "--source", str(tmp_path / "source"), "--to", str(tmp_path / "to")]) == 2
     )
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"holds no {Path(name).name} (looked in" in line and "stuff_{train,val}2017.json" in line
+    assert f"holds no {Path(name).name} (looked in" in line and "stuff_annotations_trainval2017.zip" in line
 
 
 def test_missing_photos_of_a_folder_are_one_line(tmp_path: Path) -> None:
