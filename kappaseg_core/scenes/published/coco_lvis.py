@@ -28,8 +28,8 @@ from kappaseg_core.scenes.published.records import Places, read_records, records
 
 TITLE = "COCO+LVIS, 1,284 classes (LVIS v1, COCO 2017 stuff)"
 DOWNLOAD = (
-    "unpack train2017.zip, val2017.zip and stuff_annotations_trainval2017.zip of COCO and lvis_v1_{train,val}.json.zip of "
-    "LVIS into one folder and give it as --source"
+    "unpack COCO's train2017.zip, val2017.zip and stuff_annotations_trainval2017.zip and LVIS' "
+    "lvis_v1_{train,val}.json.zip into one folder and give it as --source"
 )
 SPLITS = {"train": 100170, "val": 19809}
 CLASSES = tuple(Path(__file__).with_suffix(".txt").read_text("utf-8").splitlines())
