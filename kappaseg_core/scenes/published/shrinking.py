@@ -19,7 +19,7 @@ def shrunk_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def bilinear(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """u8 [H, W, 3] → u8 [h, w, 3]; within 1 of OpenCV, which rounds twice."""
+    """u8 [H, W, 3] → u8 [h, w, 3]. OpenCV rounds twice, so a value may differ from its own by one."""
     (top, bottom, down), (left, right, across) = map(_neighbours, picture.shape[:2], shape)
     down, across = down[:, None, None], across[:, None]
     rows = picture[top] * (1 - down) + picture[bottom] * down
