@@ -36,6 +36,7 @@ sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor
 glass, clock, flag
 """)
 CLASSES_SHA256 = "f9dbd8a75a0722c971d8c82db76dc205e06cb422d98153f4e5bbf90408ef5438"
+OWN_NAMES = "objectInfo150.txt"
 
 TABLE = id_table({value: value - 1 for value in range(1, 151)}, ignored=[0])
 
@@ -51,16 +52,14 @@ def published(options: Options) -> Published:
 
 def find(source: Path, options: Options) -> Found:
     root = top_folder(source, "ADEChallengeData2016", "annotations", DOWNLOAD)
-    _compare_names(root / "objectInfo150.txt")
-    folders = {"train": "training", "val": "validation"}
-    return Found(
-        CLASSES,
-        [
-            item
-            for split, folder in folders.items()
-            for item in pairs(split, root / "images" / folder, root / "annotations" / folder)
-        ],
-    )
+    if (root / OWN_NAMES).exists():
+        _compare_names(root / OWN_NAMES)
+    items = [
+        item
+        for split, folder in (("train", "training"), ("val", "validation"))
+        for item in pairs(split, root / "images" / folder, root / "annotations" / folder)
+    ]
+    return Found(CLASSES, items)
 
 
 def label_map(item: Item, options: Options) -> np.ndarray:
@@ -69,7 +68,7 @@ def label_map(item: Item, options: Options) -> np.ndarray:
 
 def _compare_names(path: Path) -> None:
     """Raises UserError where the set's own list has other classes. Its last column: synonyms, parted by commas."""
-    for line, ours in zip(listed(path)[1:], CLASSES, strict=False):
+    for line, ours in zip(listed(path, DOWNLOAD)[1:], CLASSES, strict=False):
         theirs = line.split("\t")[-1]
         if ours not in names(theirs):
             raise UserError(f"{path} has the class {theirs!r} where ADE20K has {ours!r}; unpack the archive again")

@@ -18,7 +18,7 @@ import numpy as np
 from kappaseg_core.scenes.published import Found, Item, Published
 from kappaseg_core.scenes.published.coco_stuff_classes import CLASS_IDS, CLASSES, CLASSES_SHA256, compare_names
 from kappaseg_core.scenes.published.layout import id_table, listed, to_ids, top_folder
-from kappaseg_core.scenes.published.matlab import matrix
+from kappaseg_core.scenes.published.matlab import matrix, require_reader
 
 TITLE = "COCO-Stuff 10k v1.1, 171 classes"
 DOWNLOAD = "unpack cocostuff-10k-v1.1.zip (COCO-Stuff) in a folder of its own and give that folder as --source"
@@ -43,8 +43,10 @@ def find(source: Path, options: Options) -> Found:
     items = [
         Item(split, image_id, root / "images" / f"{image_id}.jpg", root / "annotations" / f"{image_id}.mat")
         for split, name in lists.items()
-        for image_id in listed(root / "imageLists" / name)
+        for image_id in listed(root / "imageLists" / name, DOWNLOAD)
     ]
+    for item in items[:1]:
+        require_reader(item.mask)
     return Found(CLASSES, items)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.scenes.published.layout import listed, names
+from kappaseg_core.scenes.published.layout import names, numbered_names
 
 CLASSES = names("""
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking
@@ -33,8 +33,7 @@ CLASS_IDS = {raw: label for label, raw in enumerate(raw for raw in range(1, 183)
 
 def compare_names(path: Path) -> None:
     """Raises UserError where the published list of ids has other names than ours; nothing where there is no list."""
-    pairs = (line.partition(":") for line in listed(path))
-    theirs = {int(raw): name.strip() for raw, _, name in pairs if raw.strip().isdigit()}
+    theirs = numbered_names(path)
     for raw, label in CLASS_IDS.items():
         if theirs and theirs.get(raw) != CLASSES[label]:
             raise UserError(f"{path} calls class {raw} {theirs.get(raw)!r}, wanted {CLASSES[label]!r}; unpack it again")

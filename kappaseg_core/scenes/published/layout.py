@@ -37,9 +37,9 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def stems(folder: Path, suffix: str) -> set[str]:
-    """Names of the files that end in `suffix`, without it; empty where there is no such folder."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    """Names of the files that end in `suffix`, without it; not hidden ones. Empty where there is no such folder."""
+    files = os.listdir(folder) if folder.is_dir() else []
+    return {name.removesuffix(suffix) for name in files if name.endswith(suffix) and not name.startswith(".")}
 
 
 def folders_in(*parents: Path) -> list[str]:
@@ -53,10 +53,18 @@ def pairs(split: str, photos: Path, masks: Path, *, photo: str = ".jpg", mask: s
     return [Item(split, stem, photos / f"{stem}{photo}", masks / f"{stem}{mask}") for stem in found]
 
 
-def listed(path: Path) -> list[str]:
-    """The lines of a list of ids, without blanks; empty where there is no such file."""
+def listed(path: Path, download: str) -> list[str]:
+    """The lines of a list, without blanks. Raises UserError where there is no such file."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {download}")
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def numbered_names(path: Path) -> dict[int, str]:
+    """Number → name of lines like "2: aeroplane"; empty where there is no such file."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return [line.strip() for line in lines if line.strip()]
+    parts = (line.partition(":") for line in lines)
+    return {int(number): name.strip() for number, _, name in parts if number.strip().isdigit()}
 
 
 def id_table(ids: Mapping[int, int], ignored: Iterable[int]) -> np.ndarray:

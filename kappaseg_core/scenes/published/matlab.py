@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -26,6 +28,12 @@ def matrix(path: Path, variable: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def require_reader(path: Path) -> None:
+    """Raises UserError where the file is there, needs scipy, and there is none: before thousands of files say so."""
+    if path.exists() and not h5py.is_hdf5(path):
+        _scipy_io()
+
+
 def _version_7(path: Path, variable: str) -> np.ndarray:
     """HDF5 lists the columns of a MATLAB matrix as its rows."""
     try:
@@ -36,15 +44,18 @@ def _version_7(path: Path, variable: str) -> np.ndarray:
 
 
 def _version_5(path: Path, variable: str) -> np.ndarray:
+    io = _scipy_io()
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ModuleNotFoundError:
-        raise UserError(f"reading {path.name} needs scipy, which is missing; pip install 'kappaseg[data]'") from None
-    try:
-        return np.asarray(loadmat(path, variable_names=[variable])[variable])
-    except (MatReadError, OSError, ValueError, TypeError, zlib.error, NotImplementedError) as error:
+        return np.asarray(io.loadmat(path, variable_names=[variable])[variable])
+    except (io.matlab.MatReadError, OSError, ValueError, TypeError, zlib.error, NotImplementedError) as error:
         raise _damaged(path, error) from None
+
+
+def _scipy_io() -> ModuleType:
+    try:
+        return importlib.import_module("scipy.io")
+    except ModuleNotFoundError:
+        raise UserError("MATLAB files need scipy, which is missing; pip install 'kappaseg[data]'") from None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

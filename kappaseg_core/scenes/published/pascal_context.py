@@ -28,8 +28,8 @@ import numpy as np
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import IGNORE
 from kappaseg_core.scenes.published import Found, Item, Published
-from kappaseg_core.scenes.published.layout import id_table, listed, stored_values, to_ids, top_folder
-from kappaseg_core.scenes.published.matlab import matrix
+from kappaseg_core.scenes.published.layout import id_table, listed, numbered_names, stored_values, to_ids, top_folder
+from kappaseg_core.scenes.published.matlab import matrix, require_reader
 
 TITLE = "PASCAL-Context, 60 classes with background (--options.classes 59: without)"
 DOWNLOAD = (
@@ -83,8 +83,11 @@ def find(source: Path, options: Options) -> Found:
     items = [
         Item(split, image_id, root / "JPEGImages" / f"{image_id}.jpg", masks / f"{image_id}{suffix}")
         for split in SPLITS
-        for image_id in listed(lists / f"{split}.txt")
+        for image_id in listed(lists / f"{split}.txt", DOWNLOAD)
     ]
+    if suffix == ".mat":
+        for item in items[:1]:
+            require_reader(item.mask)
     return Found(CLASSES[-options.classes :], items)
 
 
@@ -107,8 +110,7 @@ def _annotations(source: Path, root: Path) -> Path:
 
 def _compare_names(path: Path) -> None:
     """Raises UserError where the published list of the 459 has another name for one of our ids."""
-    pairs = (line.partition(":") for line in listed(path))
-    theirs = {int(raw): name.strip() for raw, _, name in pairs if raw.strip().isdigit()}
+    theirs = numbered_names(path)
     for name, raw in RAW_IDS.items():
         if theirs and theirs.get(raw) != name:
             raise UserError(f"{path} calls class {raw} {theirs.get(raw)!r}, wanted {name!r}; download it again")

@@ -23,6 +23,9 @@ from kappaseg_core.scenes.published.layout import id_table, listed, names, store
 
 TITLE = "PASCAL VOC 2012, 21 classes with background (--options.train trainaug: with the masks of SBD)"
 DOWNLOAD = "unpack VOCtrainval_11-May-2012.tar (PASCAL VOC 2012) and give the folder that holds VOCdevkit as --source"
+AUGMENTED = (
+    "unpack SegmentationClassAug.zip in VOC2012/ and put trainaug.txt beside train.txt, in ImageSets/Segmentation/"
+)
 SPLITS = {"train": 1464, "val": 1449}
 TRAIN_AUG = 10582
 CLASSES = names("""
@@ -30,6 +33,8 @@ background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, d
 person, pottedplant, sheep, sofa, train, tvmonitor
 """)
 CLASSES_SHA256 = "301e5e4e2a9a7ab6bfd6c7e2b1d381d4dd465ddedf787b4b4ed802b3366deb6c"
+#: training split → folder of its masks, what to download
+MASKS = {"train": ("SegmentationClass", DOWNLOAD), "trainaug": ("SegmentationClassAug", AUGMENTED)}
 
 TABLE = id_table({label: label for label in range(21)}, ignored=[255])
 
@@ -48,22 +53,25 @@ def published(options: Options) -> Published:
 
 
 def find(source: Path, options: Options) -> Found:
-    needs = "SegmentationClass" if options.train == "train" else "SegmentationClassAug"
-    more = (
-        ""
-        if options.train == "train"
-        else ", then SegmentationClassAug and trainaug.txt beside its own masks and lists"
+    masks, download = MASKS[options.train]
+    root = top_folder(source, "VOCdevkit/VOC2012", masks, download)
+    lists = root / "ImageSets" / "Segmentation"
+    return Found(
+        CLASSES,
+        [
+            *_items("train", root, masks, listed(lists / f"{options.train}.txt", download)),
+            *_items("val", root, "SegmentationClass", listed(lists / "val.txt", download)),
+        ],
     )
-    root = top_folder(source, "VOCdevkit/VOC2012", needs, DOWNLOAD + more)
-    items = []
-    for split, name, masks in (("train", options.train, needs), ("val", "val", "SegmentationClass")):
-        for line in listed(root / "ImageSets" / "Segmentation" / f"{name}.txt"):
-            image_id = Path(line.split()[0]).stem
-            items.append(
-                Item(split, image_id, root / "JPEGImages" / f"{image_id}.jpg", root / masks / f"{image_id}.png")
-            )
-    return Found(CLASSES, items)
 
 
 def label_map(item: Item, options: Options) -> np.ndarray:
     return to_ids(stored_values(item.mask), TABLE, item.mask)
+
+
+def _items(split: str, root: Path, masks: str, lines: list[str]) -> list[Item]:
+    image_ids = [Path(line.split()[0]).stem for line in lines]
+    return [
+        Item(split, image_id, root / "JPEGImages" / f"{image_id}.jpg", root / masks / f"{image_id}.png")
+        for image_id in image_ids
+    ]

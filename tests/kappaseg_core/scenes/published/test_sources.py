@@ -141,8 +141,36 @@ def test_a_variable_that_is_no_matrix_of_numbers_is_refused(tmp_path: Path) -> N
             matrix(tmp_path / name, variable)
 
 
-def test_without_scipy_the_extra_that_brings_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = draw_matrix(tmp_path / "x.mat", "S", np.zeros((2, 3), np.uint8))
+@pytest.mark.parametrize("variant", ["coco_stuff10k", "pascal_context 60"])
+def test_without_scipy_the_extra_that_brings_it_is_named_before_any_image(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MAKERS[variant](tmp_path)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(UserError, match=r"needs scipy, which is missing; pip install 'kappaseg\[data\]'"):
-        matrix(file, "S")
+    with pytest.raises(UserError, match=r"need scipy, which is missing; pip install 'kappaseg\[data\]'"):
+        items(variant.split()[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "file"),
+    [
+        ("pascal_voc", {}, "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"),
+        ("pascal_voc trainaug", {"train": "trainaug"}, "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"),
+        ("pascal_context 60", {}, "VOCdevkit/VOC2010/ImageSets/Main/train.txt"),
+        ("coco_stuff10k", {}, "cocostuff-10k-v1.1/imageLists/test.txt"),
+    ],
+)
+def test_a_missing_list_is_named(name: str, options: dict[str, str], file: str, tmp_path: Path) -> None:
+    MAKERS[name](tmp_path)
+    (tmp_path / file).unlink()
+    module = published_set(name.split()[0])
+    with pytest.raises(UserError, match=rf"{file} does not exist; unpack"):
+        module.find(tmp_path, module.Options(**options))
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """Some systems put a ._name beside each file that they unpack."""
+    MAKERS["ade20k"](tmp_path)
+    for kind, ending in (("images", "jpg"), ("annotations", "png")):
+        (tmp_path / "ADEChallengeData2016" / kind / "training" / f"._ADE_train_00000001.{ending}").write_bytes(b"x")
+    assert len(items("ade20k", tmp_path)) == 3
