@@ -34,6 +34,10 @@ from kappaseg_core.scenes.published import Found, Item, Published, published_set
 from kappaseg_core.scenes.upright import upright_with
 
 Photos = Literal["link", "copy"]
+Smaller = Callable[[Item, np.ndarray, Any], tuple[np.ndarray, np.ndarray] | None]
+
+#: of photos that a set makes smaller; their colour keeps its resolution
+JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
     items = [item for item in found.items if not partial or _is_whole(item)]
     images = _count(items, published, partial, f"{job.source} is not all of {module.TITLE}", module.DOWNLOAD)
     begin(record, job.to)
-    work = Work(job.to, job.photos, module.label_map, options, published.num_classes)
+    smaller: Smaller = getattr(module, "smaller", keep_size)
+    work = Work(job.to, job.photos, module.label_map, smaller, options, published.num_classes)
     made, flaws = _make_missing(work, items, workers)
     prepared = Prepared(
         title=module.TITLE, classes=published.num_classes, ignore=work.ignore, images=images,
@@ -78,11 +83,15 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process needs to know of all scenes: label_map and Options of the set among it.  classes: K."""
+    """What a worker process needs to know of all scenes.
+
+    label_map, smaller, options: the functions and the Options of the set.   classes: K.
+    """
 
     to: Path
     photos: Photos
     label_map: Callable[[Item, Any], np.ndarray]
+    smaller: Smaller
     options: object
     classes: int
 
@@ -99,17 +108,26 @@ def make_scene(work: Work, item: Item) -> str | None:
     """Write the photo and the mask of an item; gives what is wrong with it, else None. Raises where disks fail."""
     try:
         mask = upright_with(item.photo, work.label_map(item, work.options))
+        smaller = work.smaller(item, mask, work.options)
     except UserError as error:
         return str(error)
     if mask.min() < IGNORE or mask.max() >= work.classes:
         raise ValueError(
             f"label map of {item.image_id} holds {mask.min()}..{mask.max()}, wanted -1..{work.classes - 1}"
         )
-    _write_photo(item.photo, photo_path(work.to, item), work.photos)
+    if smaller is None:
+        _write_photo(item.photo, photo_path(work.to, item), work.photos)
+    else:
+        small_photo, mask = smaller
+        _write_jpeg(small_photo, photo_path(work.to, item))
     values = np.where(mask == IGNORE, work.ignore, mask).astype(work.dtype)
     picture = Image.fromarray(values)
     write_atomic(mask_path(work.to, item), lambda path: picture.save(path, "PNG"))
     return None
+
+
+def keep_size(item: Item, mask: np.ndarray, options: object) -> None:
+    """`smaller` of the sets that do not resize their images."""
 
 
 def photo_path(to: Path, item: Item) -> Path:
@@ -163,6 +181,12 @@ def _write_photo(source: Path, path: Path, photos: Photos) -> None:
     elif not path.is_symlink():
         with writing(path):
             path.symlink_to(source.absolute())
+
+
+def _write_jpeg(pixels: np.ndarray, path: Path) -> None:
+    """u8 [H, W, 3]."""
+    photo = Image.fromarray(pixels)
+    write_atomic(path, lambda file: photo.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0))
 
 
 def _finish(to: Path, items: Sequence[Item], class_names: Sequence[str], record: Record, prepared: Prepared) -> None:

@@ -39,7 +39,7 @@ def test_without_a_name_the_sets_are_listed_with_their_sizes(
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (["ade2k"], "data set = 'ade2k' is unknown; did you mean ade20k? there are: ade20k, cityscapes, "),
+        (["ade2k"], "data set = 'ade2k' is unknown; did you mean ade20k? there are: ade20k, "),
         (["ade20k"], "needs two folders; write kappaseg data prepare ade20k --source DIR --to DIR"),
         (["ade20k", "--source", "nowhere"], "write kappaseg data prepare ade20k --source DIR --to DIR"),
         (["ade20k", "--source", "nowhere", "--to", "to"], "nowhere is no folder; unpack ADEChallengeData2016.zip"),

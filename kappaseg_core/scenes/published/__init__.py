@@ -5,6 +5,7 @@
     published(options) -> Published              K, the hash of the class names, images per split
     find(source, options) -> Found               class names, and an Item per image that the folder `source` lists
     label_map(item, options) -> i32 [H, W]       class ids 0..K-1, or IGNORE where there is no label
+    smaller(item, mask, options) -> photo u8 [h, w, 3], mask [h, w], or None        only where a set resizes its images
 
 `find` runs once, so this is where large annotation files are read: an Item carries whatever its label map is made of.
 `label_map` runs in worker processes, one image at a time. Both raise UserError. Reading folders, lists, tables of ids

@@ -77,8 +77,13 @@ def id_table(ids: Mapping[int, int], ignored: Iterable[int]) -> np.ndarray:
 
 def stored_values(path: Path) -> np.ndarray:
     """The integers of a PNG or TIFF file [H, W]. Raises UserError, MissingMask."""
+    return label_map(mask_bytes(path), f"mask {path}")
+
+
+def mask_bytes(path: Path) -> bytes:
+    """A file that label maps are made of. Raises UserError, MissingMask."""
     try:
-        return label_map(path.read_bytes(), f"mask {path}")
+        return path.read_bytes()
     except FileNotFoundError:
         raise MissingMask(f"mask {path} does not exist; unpack the archive of the masks again") from None
     except OSError as error:
