@@ -174,6 +174,10 @@ def build_parser() -> Parser:
     data.add_argument("root", metavar="ROOT", help="folder of the data set, or a packed file")
     data.add_argument("destination", metavar="FILE", nargs="?", help="pack: the file to write")
     data.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all (check), train and val (pack)")
+
+    cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
+    cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
+    cost.add_argument("--json", action="store_true", help="print JSON")
     parser.verbs = verbs.choices
     return parser
 
@@ -352,6 +356,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.published.cost import show_cost
+
+    show_cost(arguments.only, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
 from stage2_segmentation.pixels import to_pixels
 
@@ -26,7 +27,7 @@ def segmentation_loss(
     mask = mask[:, stride // 2 :: stride, stride // 2 :: stride]
     target = to_rank_space(mask, ranking, num_classes)
     logits = to_pixels(rank_logits.float(), (mask.shape[1], mask.shape[2]), cell, stride=stride)
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_precision(logits.device):
         loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum") / target.numel()
     with torch.no_grad():
         kept = target != IGNORE
