@@ -80,5 +80,6 @@ def images(size: int) -> Tensor:
 
 
 def best(kappa: int) -> Ranking:
+    """A ranking of one image."""
     labels = torch.zeros(1, kappa, dtype=torch.int64, device=META)
     return Ranking(labels, labels.float(), labels.bool())

@@ -13,7 +13,6 @@ LONG = 80_000
 
 RELEASED = "as released"
 MARGIN = ("joint_gap", "joint_transdec")  # the asymmetric loss without focusing
-NO_PLAN = "not in the release; the settings of ViT-B on this data set, and the sizes of ViT-L"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def origin(data: DataSet, backbone: Backbone, scheme: str, steps: int | None) ->
     if scheme == "independent":
         return NO_CODE
     if backbone is VIT_L and (steps or scheme == "oracle" or data not in (COCO_STUFF10K, ADE20K)):
-        return NO_PLAN
+        return f"not in the release; those of ViT-B on this data set, with crops of {data.crop[backbone.size]} pixels"
     if steps and scheme == "oracle":
         return "not in the release, which has 40,000 steps"
     return RELEASED
