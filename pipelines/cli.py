@@ -185,6 +185,10 @@ def build_parser() -> Parser:
     )
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
+    cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
+    cost.add_argument("--json", action="store_true", help="print JSON")
     parser.verbs = verbs.choices
     return parser
 
@@ -375,6 +379,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.published.cost import show_cost
+
+    show_cost(arguments.only, as_json=arguments.json)
 
 
 if __name__ == "__main__":

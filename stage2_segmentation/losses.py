@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
 from stage2_segmentation.pixels import Axis, Strips, axis_weights, strips_of
 
@@ -36,7 +37,7 @@ def segmentation_loss(
         Axis.of(axis_weights(cells, cell, pixels, stride=stride), logits)
         for cells, pixels in zip(logits.shape[2:], mask.shape[1:], strict=True)
     )
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_precision(logits.device):
         factor = cell // stride if cell % stride == 0 else None
         total, right = UpsampledCrossEntropy.apply(logits, target, rows, columns, factor)
     labelled = (mask != IGNORE).sum().clamp_min(1)
