@@ -244,7 +244,7 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries [1 or B, k, D] → [B, k, D]."""
-        asked = self.split(self.query(queries)).expand(len(keys), -1, -1, -1)
+        asked = self.split(self.query(queries)).expand(keys.shape[0], -1, -1, -1)
         found = F.scaled_dot_product_attention(asked, keys, values, dropout_p=self.dropout if self.training else 0.0)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return out

@@ -139,6 +139,13 @@ def build_parser() -> Parser:
     )
     predict.add_argument("--url", help="address of the ranking service, for --source service (--source.url)")
 
+    export = verb(verbs, "export", run_export, "write a trained network as one file that runs without this project")
+    export.add_argument("what", metavar="RUN", help="run directory of a classifier or a segmentation network")
+    export.add_argument("--format", required=True, choices=("torch-export", "onnx"), help="of the file")
+    export.add_argument("--to", required=True, metavar="DIR", help="new folder for network, card and class names")
+    export.add_argument("--kappa", type=int, metavar="N", help="labels kept (default: as tested; a classifier: all)")
+    export.add_argument("--size", metavar="HxW", help="pixels of the images, or the side of squares (as tested)")
+
     serve = verb(
         verbs, "serve", run_serve, "classifier, label look-ups and segmentation over HTTP, with a page to see them",
         settings="pipelines.service.config:ServeConfig",
@@ -324,6 +331,14 @@ def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:
         Path(arguments.what), [Path(image) for image in arguments.images], Path(arguments.to),
         settings=settings, classifier=classifier,
     )  # fmt: skip
+
+
+def run_export(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.export.run import export_run
+
+    export_run(
+        Path(arguments.what), Path(arguments.to), form=arguments.format, kappa=arguments.kappa, size=arguments.size
+    )
 
 
 def run_serve(arguments: argparse.Namespace, rest: list[str]) -> int:

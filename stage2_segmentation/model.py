@@ -66,7 +66,7 @@ class SegmentationModel(nn.Module):
         if self.all_labels is None or self.training:
             logits: Tensor = self.host(seen.features, ranking, **seen.tokens())
             return logits
-        everything = complete_ranking(len(seen.features), self.all_labels, seen.features.device)
+        everything = complete_ranking(seen.features.shape[0], self.all_labels, seen.features.device)
         logits = self.host(seen.features, everything, **seen.tokens())
         picked = logits.gather(1, ranking.labels[..., None, None].expand(-1, -1, *logits.shape[2:]))
         return picked.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT)

@@ -92,6 +92,14 @@ class Strips:
         return found.view(shape)
 
 
+def to_pixels(logits: Tensor, size: tuple[int, int], cell: int) -> Tensor:
+    """All at once, f32 [B, κ, h, w] → [B, κ, H, W], for programs that are traced and cannot go strip by strip."""
+    height, width = (cells * cell for cells in logits.shape[-2:])
+    if cell > 1:
+        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+    return logits[..., : size[0], : size[1]]
+
+
 def strips_of(height: int, width: int, kappa: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Top and bottom of the strips of an image of that size."""
     step = max(1, STRIP.get(device.type, STRIP_ELSEWHERE) // (width * kappa))

@@ -76,7 +76,7 @@ class TimmNetwork(nn.Module):
         seen = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         for block in model.blocks[:-1]:
             seen = block(seen)
-        together = torch.cat([seen, tokens.to(seen.dtype).expand(len(seen), -1, -1)], dim=1)
+        together = torch.cat([seen, tokens.to(seen.dtype).expand(seen.shape[0], -1, -1)], dim=1)
         seen, found = model.norm(model.blocks[-1](together)).split([seen.shape[1], len(tokens)], dim=1)
         return self.as_map(seen, images), found
 

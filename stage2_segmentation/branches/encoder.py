@@ -70,7 +70,7 @@ class EncoderBranch(nn.Module):
     def forward(self, host: TokenHost, features: Tensor, classes: Tensor | None = None) -> Seen:
         patches = host.read(features)
         seen = host.read(F.adaptive_avg_pool2d(features, self.pooled)) if self.pooled else patches
-        classes = host.cls_emb.expand(len(features), -1, -1) if classes is None else classes
+        classes = host.cls_emb.expand(features.shape[0], -1, -1) if classes is None else classes
         if self.attend == "patches":
             classes = self.block.refine(classes, seen)
         else:

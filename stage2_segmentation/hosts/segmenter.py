@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
         """Patch tokens [B, P, D] and class tokens [B, κ, D] in rank order → rank_logits f32 [B, κ, h, w]."""
         count, valid = patches.shape[1], ranking.valid
         tokens, attend = torch.cat([patches, classes], dim=1), None
-        if not bool(valid.all()):
+        if torch.compiler.is_exporting() or not bool(valid.all()):  # a traced network cannot ask for values
             attend = F.pad(valid, (count, 0), value=True)
         for block in self.blocks:
             tokens = block(tokens, attend)

@@ -207,7 +207,9 @@ def test_help_names_every_setting(verb: str, capsys: pytest.CaptureFixture[str])
     assert set(flatten(to_plain(HELP[verb]()))) <= groups
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in ("demo", "lookup", "cache", "cost"))])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([verb, "--help"] for verb in ("demo", "export", "lookup", "cache", "cost"))]
+)
 def test_help_of_a_verb_without_settings_is_short(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
@@ -219,7 +221,7 @@ def test_every_verb_stands_in_the_help(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    for verb in (*HELP, "demo", "lookup", "cache", "cost"):
+    for verb in (*HELP, "demo", "export", "lookup", "cache", "cost"):
         assert re.search(rf"^    {verb}\s", printed, re.MULTILINE)
 
 

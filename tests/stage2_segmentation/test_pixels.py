@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage2_segmentation.pixels import Axis, Strips, axis_weights
+from stage2_segmentation.pixels import Axis, Strips, axis_weights, to_pixels
 
 
 def cells(height: int, width: int) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
-def to_pixels(cells: Tensor, size: tuple[int, int], cell: int, *, stride: int = 1) -> Tensor:
+def in_strips(cells: Tensor, size: tuple[int, int], cell: int, *, stride: int = 1) -> Tensor:
     """[B, κ, h, w] → [B, κ, H, W], in strips of two rows."""
     found = []
     for image in cells.permute(0, 2, 3, 1):
@@ -48,21 +48,26 @@ def plain(cells: Tensor, size: tuple[int, int], cell: int) -> Tensor:
 @pytest.mark.parametrize("cell", [1, 2, 4])
 def test_values_lie_between_those_of_the_nearest_cells(cell: int) -> None:
     given, size = cells(3, 4), (3 * cell, 4 * cell)
-    torch.testing.assert_close(to_pixels(given, size, cell), plain(given, size, cell))
+    torch.testing.assert_close(in_strips(given, size, cell), plain(given, size, cell))
+
+
+@pytest.mark.parametrize(("size", "cell"), [((12, 16), 4), ((9, 13), 4), ((3, 2), 1), ((5, 7), 2)])
+def test_strips_and_all_at_once_are_the_same(size: tuple[int, int], cell: int) -> None:
+    torch.testing.assert_close(to_pixels(cells(3, 4), size, cell), in_strips(cells(3, 4), size, cell))
 
 
 def test_a_padded_map_is_cut_and_not_stretched() -> None:
     """9x13 pixels in cells of 4: three of 12 rows and three of 16 columns are not image."""
     given = cells(3, 4)
-    pixels = to_pixels(given, (9, 13), 4)
-    assert torch.equal(pixels, to_pixels(given, (12, 16), 4)[..., :9, :13])
+    pixels = in_strips(given, (9, 13), 4)
+    assert torch.equal(pixels, in_strips(given, (12, 16), 4)[..., :9, :13])
     torch.testing.assert_close(pixels, plain(given, (9, 13), 4))
     assert not torch.allclose(pixels, F.interpolate(given, (9, 13), mode="bilinear"), atol=0.1)
 
 
 def test_cells_of_one_pixel_are_passed_on() -> None:
     given = cells(3, 4)
-    assert torch.equal(to_pixels(given, (3, 2), 1), given[..., :3, :2])
+    assert torch.equal(in_strips(given, (3, 2), 1), given[..., :3, :2])
 
 
 @pytest.mark.parametrize(("cell", "stride"), [(3, 3), (9, 3), (5, 5), (3, 9), (4, 1)])
@@ -70,7 +75,7 @@ def test_a_stride_takes_every_strideth_pixel_from_the_middle_of_the_first(cell: 
     given = cells(3, 6)
     all_pixels = plain(given, (3 * cell, 6 * cell), cell)
     some = all_pixels[..., stride // 2 :: stride, stride // 2 :: stride]
-    torch.testing.assert_close(to_pixels(given, (some.shape[2], some.shape[3]), cell, stride=stride), some)
+    torch.testing.assert_close(in_strips(given, (some.shape[2], some.shape[3]), cell, stride=stride), some)
 
 
 @pytest.mark.parametrize(("cell", "stride"), [(4, 2), (8, 4), (8, 3), (16, 5)])
@@ -79,7 +84,7 @@ def test_any_stride_stays_within_a_pixel_of_every_strideth(cell: int, stride: in
     height = 4 * cell
     slope = torch.arange(4.0)[:, None] * cell + (cell - 1) / 2  # value = row of the pixel
     picked = torch.arange(stride // 2, height, stride)
-    found = to_pixels(slope.expand(1, 1, 4, 4).clone(), (len(picked), len(picked)), cell, stride=stride)[0, 0, :, 0]
+    found = in_strips(slope.expand(1, 1, 4, 4).clone(), (len(picked), len(picked)), cell, stride=stride)[0, 0, :, 0]
     inner = (picked >= cell) & (picked < height - cell)  # beyond the outer centres the slope ends
     assert int(inner.sum()) > 1
     assert (found - picked)[inner].abs().max() <= 1.0
