@@ -1,33 +1,25 @@
-"""Published parameter names → ours."""
+"""Stored weights of the published programs, through the functions that `kappaseg import-weights` uses."""
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
 from torch import Tensor
 
-from stage2_segmentation.hosts.segmenter import Segmenter
-
-#: The rank scale under the names of the mask transformer, and under those of the ground-truth head.
-SCALE = {
-    "mask_norm.weight": "rank_scale.weight", "mask_norm.bias": "rank_scale.bias",
-    "mask_norm.gamma": "rank_scale.weight", "mask_norm.beta": "rank_scale.bias",
-}  # fmt: skip
+from kappaseg_core.weights.files import WeightFile
+from pipelines.import_weights import Imported, Wishes, network_from
+from tests.weights.published import mmcv_vit
 
 
-def load_mask_transformer(host: Segmenter, state: dict[str, Tensor], *, first_block: int = 0) -> None:
-    """The published mask transformer's weights; its blocks from `first_block` on are the host's."""
-    ours = {}
-    for name, value in state.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
-        if block:
-            name = f"blocks.{int(block[1]) - first_block}.{block[2]}"
-        name = SCALE.get(name, name)
-        ours[name] = value[0] if name == "cls_emb" else value
-    wanted = host.state_dict().keys()
-    host.load_state_dict({name: value for name, value in ours.items() if name in wanted})
+def imported(kind: str, state: dict[str, Tensor], folder: Path, classes: int, **settings: object) -> Imported:
+    """The network of a published state dict. settings: dots of their names are written as `__`."""
+    names = folder / "classes.txt"
+    names.write_text("".join(f"class {number}\n" for number in range(classes)))
+    given = tuple((name.replace("__", "."), str(value)) for name, value in settings.items())
+    return network_from(kind, folder / "FILE", WeightFile(state), Wishes(classes=names, settings=given), out="")
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights below a prefix, under their names without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def with_backbone(decoder: dict[str, Tensor], vit: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A whole file of RankSeg from its stored decoder and any ViT of timm."""
+    backbone = {f"backbone.{name}": value for name, value in mmcv_vit(vit).items()}
+    return {**backbone, **{f"decode_head.{name}": value for name, value in decoder.items()}}
