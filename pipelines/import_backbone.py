@@ -33,6 +33,7 @@ def import_augreg(source: Path, destination: Path) -> None:
     arrays = read_arrays(source)
     found = renamed(arrays, AUGREG)
     try:
+        sizes(arrays, "embedding/kernel", 4)
         config = augreg_config(arrays, found)
     except UserError as error:
         raise UserError(f"{source} is no augreg checkpoint of a plain ViT: {error}") from None

@@ -25,7 +25,6 @@ def settings_for(
     values = read_settings(recipe) if recipe else {}
     for name, text in settings:
         override(values, name, text)
-    build(kind, values, source=str(recipe or "command line"))  # a mistyped name is told apart from a contradiction
     for name in ("backbone.weights", "init"):
         if looked_up(values, name) not in (ABSENT, None):
             raise UserError(f"{name} is for training, and the numbers here come from {source}; leave it out")
@@ -40,16 +39,18 @@ def settings_for(
     for name, advice in layout.needed.items():
         if looked_up(values, name) in (ABSENT, None):
             raise UserError(f"{name} cannot be told from {source}: {advice}")
-    return build(kind, values, source=str(source))
+    return build(kind, values, source=str(recipe or "command line"))
 
 
 def looked_up(values: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted name in nested dictionaries; ABSENT where there is none."""
+    """The value of a dotted name in nested dictionaries, or of a group that is none; ABSENT where there is nothing."""
     found: Any = values
     for name in dotted.split("."):
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(found, Mapping):
+            return ABSENT if found is None else found
+        found = found.get(name, ABSENT)
+        if found is ABSENT:
             return ABSENT
-        found = found[name]
     return found
 
 

@@ -95,7 +95,7 @@ def import_network(kind: str, source: Path, destination: Path, wishes: Wishes) -
         inputs["rankings"] = made.config.source.train  # the fingerprint of a source that reads no cache is its name
     write_run(
         destination, made.network, model=NETWORKS[kind].model, config=made.config, class_names=made.class_names,
-        inputs=inputs, origin={"name": source.name, **inputs, **origin_of(made)},
+        inputs=inputs, origin={"name": source.name, **inputs, "of_distributed_training": file.parallel, **origin_of(made)},
     )  # fmt: skip
     show(made, file, destination)
     return made
@@ -191,6 +191,8 @@ def show(made: Imported, file: WeightFile, destination: Path) -> None:
         print(f"the file names its classes otherwise than --classes: {difference}")
     if made.transfer:
         show_transfer(made.transfer)
+    verb = "evaluate" if isinstance(made.config, Stage2Config) else "rank CONFIG --classifier"
+    print(f"next: kappaseg {verb} {destination} --data.root DATA")
 
 
 def show_transfer(found: Transfer) -> None:

@@ -37,7 +37,7 @@ class Layout:
 def sizes(state: State, name: str, axes: int) -> tuple[int, ...]:
     """The shape of a tensor that every file of the format has. Raises UserError where it is missing or another."""
     if name not in state:
-        beginnings = sorted({key.partition(".")[0] for key in state})
+        beginnings = sorted({re.split(r"[./]", key)[0] for key in state})
         raise UserError(f"it has no {name}; its names begin with {', '.join(beginnings[:6])}")
     if state[name].ndim != axes:
         raise UserError(f"its {name} is {shape(state[name])}, wanted {axes} axes")

@@ -32,6 +32,8 @@ from stage2_segmentation.weights.mask_transformer import (
 
 BACKBONE, DECODER = "backbone.", "decode_head."
 CLASSIFIER = f"{DECODER}img_cls_head."
+#: tensors that tell the backbone's sizes, with their numbers of axes
+VIT_SIZES = {"patch_embed.projection.weight": 4, "pos_embed": 3, "layers.0.ffn.layers.0.0.weight": 2}
 HALVES = {"backbone.mean": [0.5, 0.5, 0.5], "backbone.std": [0.5, 0.5, 0.5]}
 IMAGENET = {"backbone.mean": [0.485, 0.456, 0.406], "backbone.std": [0.229, 0.224, 0.225]}
 #: classes of the data sets whose published runs normalise with halves: ADE20K-150 and PASCAL-Context
@@ -56,6 +58,8 @@ def layout(state: State) -> Layout:
     """The network with these tensors. Raises UserError."""
     in_backbone = f"{BACKBONE}cls_emb" in state
     _, classes, _ = sizes(state, f"{BACKBONE}cls_emb" if in_backbone else f"{DECODER}cls_emb", 3)
+    for name, axes in VIT_SIZES.items():
+        sizes(state, BACKBONE + name, axes)
     variant = variant_of(state, classes)
     vit = renamed(
         {name: value for name, value in state.items() if name.startswith(BACKBONE)}, below(BACKBONE, MMCV, "")

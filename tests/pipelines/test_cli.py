@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = {"stage1": Stage1Config, "rank": RankConfig, "stage2": Stage2Config}
 VERBS = {"stage1": "run-stage1", "rank": "rank", "stage2": "run-stage2"}
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
-        "predict": Stage2Config, "data": DataConfig, "serve": ServeConfig}  # fmt: skip
+        "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "serve": ServeConfig}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 

@@ -189,6 +189,9 @@ def test_a_recipe_gives_what_the_file_does_not_tell(imported: Any, tmp_path: Any
     state = published.rankseg(network("complete").state_dict())
     made = imported("rankseg", state, K, HEADS, recipe=recipe)
     assert made.config.backbone.mean == (0.1, 0.2, 0.3) and made.config.inference.short_side == 40
+    recipe.write_text("host: small\n")
+    with pytest.raises(UserError, match=r"host\.kind = 'small', but FILE was made with 'segmenter'"):
+        imported("rankseg", state, K, recipe=recipe)
     recipe.write_text("source: {train: cache}\n")
     with pytest.raises(UserError, match=r"source\.train = 'cache', but FILE was made with 'complete'"):
         imported("rankseg", state, K, HEADS, recipe=recipe)
