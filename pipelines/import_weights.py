@@ -95,7 +95,7 @@ def import_network(kind: str, source: Path, destination: Path, wishes: Wishes) -
         inputs["rankings"] = made.config.source.train  # the fingerprint of a source that reads no cache is its name
     write_run(
         destination, made.network, model=NETWORKS[kind].model, config=made.config, class_names=made.class_names,
-        inputs=inputs, origin={"name": source.name, **inputs, "of_distributed_training": file.parallel, **origin_of(made)},
+        inputs=inputs, origin={"name": source.name, **inputs, "parallel": file.parallel, **origin_of(made)},
     )  # fmt: skip
     show(made, file, destination)
     return made
