@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -92,34 +92,32 @@ def joined(found: Renamed) -> Renamed:
     return found
 
 
-def fitted(
-    found: Renamed, wanted: Mapping[str, Tensor], *, source: str, spare: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """The tensors for a network whose state dict is `wanted`: all of them, in the same shapes. Raises Misfit.
-
-    spare: beginnings of our names that the network may do without.
-    """
-    tensors = {
-        name: value for name, value in found.tensors.items() if name in wanted or not name.startswith(tuple(spare))
-    }
-    tensors |= {name: value for name, value in wanted.items() if name.endswith(COUNTER) and name not in tensors}
-    missing = [f"missing    {name} ({shape(value)})" for name, value in wanted.items() if name not in tensors]
-    foreign = [found.origin[name] for name in tensors if name not in wanted and name in found.origin]
-    unknown = [f"unknown    {name}" for name in dict.fromkeys([*found.unknown, *foreign])]
-    misshapen = [
-        f"misshapen  {found.origin.get(name, name)} ({shape(tensors[name])}, wanted {shape(value)} for {name})"
-        for name, value in wanted.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    groups = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
-    if counts := [
-        f"{len(lines)} {kind}, first {' '.join(lines[0].split()[1:])}" for kind, lines in groups.items() if lines
-    ]:
+def fitted(found: Renamed, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """The tensors for a network whose state dict is `wanted`: all of them, in the same shapes. Raises Misfit."""
+    counters = {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
+    tensors = {**counters, **found.tensors}
+    groups = misfits(tensors, found, wanted)
+    first = [f"{len(lines)} {kind}, first {lines[0]}" for kind, lines in groups.items() if lines]
+    if first:
+        listing = [f"{kind:<9}  {line}" for kind, lines in groups.items() for line in lines]
         raise Misfit(
-            f"{source} does not fit its network: {'; '.join(counts)}; nothing is written, the whole list stands above",
-            [*missing, *unknown, *misshapen],
+            f"{source} does not fit its network: {'; '.join(first)}; nothing is written, the list is above", listing
         )
     return tensors
+
+
+def misfits(tensors: Mapping[str, Tensor], found: Renamed, wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What keeps tensors from being a state dict, in words, by kind. The file's names, where they are of the file."""
+    foreign = [found.origin[name] for name in tensors if name not in wanted]
+    return {
+        "missing": [f"{name} ({shape(value)})" for name, value in wanted.items() if name not in tensors],
+        "unknown": list(dict.fromkeys([*found.unknown, *foreign])),
+        "misshapen": [
+            f"{found.origin.get(name, name)} ({shape(tensors[name])}, wanted {shape(value)} for {name})"
+            for name, value in wanted.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
 
 
 def shape(tensor: Tensor) -> str:

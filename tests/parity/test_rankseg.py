@@ -38,12 +38,11 @@ def network(reference: Load, tmp_path: Path) -> Callable[[str], tuple[Reference,
         vit = timm.create_model(
             "vit_tiny_patch16_224", num_classes=0, img_size=sizes["img"], embed_dim=sizes["d_enc"], depth=1, num_heads=1
         )
-        found = imported(
-            "rankseg", with_backbone(stored.state, vit.state_dict()), tmp_path, sizes["K"],
-            host__options__heads=sizes["heads"],
-            **({"labels__options__heads": sizes["heads"], "labels__options__pooled": sizes["down"]}
-               if "ml_fc.W" in stored.state else {}),
-        )  # fmt: skip
+        settings = {"host.options.heads": sizes["heads"]}
+        if "ml_fc.W" in stored.state:
+            settings |= {"labels.options.heads": sizes["heads"], "labels.options.pooled": sizes["down"]}
+        state = with_backbone(stored.state, vit.state_dict())
+        found = imported("rankseg", state, tmp_path, sizes["K"], settings)
         assert isinstance(found.network, SegmentationModel)
         return stored, found.network
 

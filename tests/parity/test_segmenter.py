@@ -23,8 +23,9 @@ def published(reference: Callable[[str], Reference], tmp_path: Path) -> Iterator
     stored = reference("segmenter_full")
     heads = stored.sizes["heads"]
     made = imported(
-        "segmenter", stored.state, tmp_path, stored.sizes["K"], host__options__heads=heads,
-        backbone__options__num_heads=heads, backbone__mean=[0.0] * 3, backbone__std=[1.0] * 3,
+        "segmenter", stored.state, tmp_path, stored.sizes["K"],
+        {"host.options.heads": heads, "backbone.options.num_heads": heads, "backbone.mean": [0] * 3,
+         "backbone.std": [1] * 3},
     )  # fmt: skip
     assert isinstance(made.network, SegmentationModel)
     with torch.inference_mode():

@@ -21,17 +21,18 @@ from tests.weights.published import State, shaken
 K, KAPPA, WIDTH, IMAGE = 7, 3, 16, 64
 HEADS = {"backbone.options.num_heads": 2, "host.options.heads": 4}
 ENCODER = {"labels.options.heads": 4, "labels.options.pooled": 2}
-VIT = {"name": "vit_base_patch16_384",
-       "options": {"img_size": IMAGE, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}}  # fmt: skip
+VIT = {"img_size": IMAGE, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
 
 
-def network(source: str, branch: str = "none", *, class_tokens: str = "host", **options: Any) -> SegmentationModel:
+def network(
+    source: str, branch: str = "none", *, class_tokens: str = "host", name: str = "vit_base_patch16_384", **options: Any
+) -> SegmentationModel:
     """One of ours with random numbers."""
     labels = {"encoder": {"pooled": 2, "heads": 4, "ffn": 24}, "decoder": {"pooled": 3, "heads": 8, "ffn": 12}}
     config = build(
         Stage2Config,
         {
-            "backbone": {**VIT, "options": {**VIT["options"], **options}},  # type: ignore[dict-item]
+            "backbone": {"name": name, "options": {**VIT, **options}},
             "host": {"options": {"width": WIDTH, "heads": 4, "ffn": 24, "unbiased": source == "oracle"}},
             "source": {"train": source, "kappa": KAPPA}, "class_tokens": class_tokens, "augment": {"crop": IMAGE},
             "labels": {"head": branch, "options": labels.get(branch, {})},
@@ -69,6 +70,16 @@ def test_the_original_segmenter(imported: Any) -> None:
     assert made.config.source.train == "complete" and made.config.backbone.mean == (0.5, 0.5, 0.5)
     (dropped,) = made.found.dropped.values()
     assert dropped == ["encoder.head.weight", "encoder.head.bias"]
+
+
+def test_the_original_segmenter_on_a_distilled_vit(imported: Any) -> None:
+    """DeiT has a second token before the cells, and ImageNet's normalisation."""
+    theirs = network("complete", "none", name="deit_base_distilled_patch16_384", norm_eps=1e-5,
+                     position_interpolation="bilinear")  # fmt: skip
+    made = imported("segmenter", published.segmenter(theirs.state_dict()), K, HEADS)
+    assert made.config.backbone.name == "deit_base_distilled_patch16_384"
+    assert made.config.backbone.mean == (0.485, 0.456, 0.406)
+    assert_same(made.network, theirs)
 
 
 def test_the_norms_of_the_original_segmenter_have_their_own_eps(imported: Any) -> None:
