@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.benchmark.cells import between
 from pipelines.benchmark.tables import MARKS, cost_against_k, results_tables
+from pipelines.published.cost import COLUMNS, MEANING, cells, row_names
 from pipelines.results_doc import (
     Cell,
     ResultTable,
@@ -134,6 +135,7 @@ def main() -> None:
             *sizes,
             *chain_of_commands(),
             label_heads(),
+            published(),
             service(),
             kills(),
         ],
@@ -382,6 +384,21 @@ def label_heads() -> Section:
         "the other two are."
     )
     return Section("Label branches as the vocabulary grows", (about,), (table,))
+
+
+def published() -> Section:
+    """What the networks of the published configurations cost, beside the paper's numbers."""
+    found = {network["name"]: network for network in read("cost")["networks"]}
+    shown = [found[name] for name in row_names()]
+    rows = tuple((row["name"], *(None if cell == "–" else cell for cell in cells(row)[1:])) for row in shown)
+    notes = "\n".join(f"- {network['note']}" for network in shown if network["note"])
+    table = ResultTable(COLUMNS, rows, ("kappaseg cost",), ("benchmarks/results/cost.json",), MEANING)
+    about = (
+        "Built at full size without weights (on torch's meta device), so these are counts and no measurements: no "
+        "network of this size has been trained here. Names are those of the recipes below `configs/`, which `python "
+        "benchmarks/published.py` writes together with the file; recipes that train the same network are left out."
+    )
+    return Section("The published configurations: parameters and MACs", (about, notes), (table,))
 
 
 def service() -> Section:

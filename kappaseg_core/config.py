@@ -205,7 +205,7 @@ def build(kind: type[T], values: Any, *, source: str = "configuration", path: st
         inner = f"{path}.{key}" if path else str(key)
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields) or 'none'}"
             raise UserError(f"{source}: unknown setting {inner}; {hint}")
         arguments[key] = convert(hints[key], value, source=source, path=inner)
     try:

@@ -40,7 +40,7 @@ class Cost:
 
 
 def count(module: nn.Module, run: Callable[[], Any]) -> Cost:
-    """The cost of `run()`, which calls `module`, on any device; on "meta" nothing is computed.
+    """The cost of `run()`, which calls `module`, on any device; on "meta" nothing is computed (`Sizes`).
 
     True MACs leave out what is no product: norms, softmax, upsampling, sorting.
 
@@ -59,7 +59,16 @@ def count(module: nn.Module, run: Callable[[], Any]) -> Cost:
     return Cost(parameters, macs, macs - unseen.hidden // 2 - unseen.products // 2 + unseen.norms)
 
 
-class Unseen(TorchFunctionMode):
+class Sizes(TorchFunctionMode):
+    """Lets a network that asks whether all its ranks are valid run on "meta", where tensors have no values: yes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+class Unseen(Sizes):
     """Notes what the paper's counting leaves out or adds.
 
     hidden: FLOPs inside attention that it does not see.   products: MACs of the attention products elsewhere.
@@ -75,7 +84,7 @@ class Unseen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and not self.depth:
             self.products += attention_macs(*args[:3])
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:

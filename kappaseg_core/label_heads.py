@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.precision import full_precision
 
 #: Which decoder layers let labels attend to each other. In the first one all labels still hold the same (zero) content,
 #: so its result is one constant for all of them, and with "none" and "first" every label is scored by itself.
@@ -138,7 +139,7 @@ class Query2Label(nn.Module):
         content = torch.zeros_like(queries)
         for layer, keys, values in zip(self.decoder, memory[::2], memory[1::2], strict=True):
             content = layer(content, queries, keys, values)
-        with torch.autocast(content.device.type, enabled=False):  # half-precision logits would make ties in a ranking
+        with full_precision(content.device):  # half-precision logits would make ties in a ranking
             hidden = self.norm(content.to(weight.dtype))
             return torch.einsum("...kd,...kd->...k", hidden.float(), weight.float()) + bias.float()
 
@@ -160,7 +161,7 @@ class PooledLinear(nn.Module):
         self.pooling = pooling
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             cells = self.drop(features.float().flatten(2).mT)
             if self.pooling == "mean":
                 logits: Tensor = self.linear(cells.mean(1))

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.precision import full_precision
+
 Kind = Literal["shared", "rank", "layer_norm", "shared_norm"]
 
 START = 10.0  # 1/τ at the start: cosines lie in [-1, 1], and with 1 the softmax over them would be flat
@@ -46,7 +48,7 @@ class RankScale(nn.Module):
         valid: bool, broadcastable to scores; ranks that are padding, left out of mean and deviation. Their own values
         come out finite and mean nothing.
         """
-        with torch.autocast(scores.device.type, enabled=False):
+        with full_precision(scores.device):
             scores = scores.float()
             if self.normed:
                 scores = self.standardised(scores, valid)

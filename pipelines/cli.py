@@ -29,6 +29,8 @@ RESUME = frozenset(("demo", "run-stage1", "rank", "run-stage2", "run-joint", "be
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["data", "prepare"]:
+        words.append("--help")  # which lists the sets
     parser = build_parser()
     try:
         own, settings = words, list[str]()
@@ -43,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kappaseg: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
-        how = "; the same command goes on from the last saved step" if words[0] in RESUME else ""
+        goes_on = words[0] in RESUME or words[:2] == ["data", "prepare"]
+        how = "; the same command goes on from the last saved step" if goes_on else ""
         print(f"kappaseg: stopped{how}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -175,13 +178,25 @@ def build_parser() -> Parser:
         verbs,
         "data",
         run_data,
-        "check a data set, or pack it into one HDF5 file",
+        "check a data set, pack it into one HDF5 file, or prepare a published one (`kappaseg data prepare` lists them)",
         settings="kappaseg_core.config:DataConfig",
     )
-    data.add_argument("action", choices=("check", "pack"))
-    data.add_argument("root", metavar="ROOT", help="folder of the data set, or a packed file")
+    data.add_argument("action", choices=("check", "pack", "prepare"))
+    data.add_argument("root", metavar="ROOT", help="folder of the data set, or a packed file; prepare: name of the set")
     data.add_argument("destination", metavar="FILE", nargs="?", help="pack: the file to write")
     data.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all (check), train and val (pack)")
+    preparing = data.add_argument_group("prepare")
+    preparing.add_argument("--source", metavar="DIR", help="where the archives of the set were unpacked")
+    preparing.add_argument("--to", metavar="DIR", help="folder to write: images/, masks/, splits/, classes.txt")
+    preparing.add_argument(
+        "--photos", choices=("link", "copy"), help="link to the photos of --source (default), or copy"
+    )
+    preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
+    cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
+    cost.add_argument("--json", action="store_true", help="print JSON")
     parser.verbs = verbs.choices
     return parser
 
@@ -206,11 +221,16 @@ class SettingsHelp(argparse.Action):
         super().__init__(**keywords)
         self.settings = settings
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> NoReturn:
         import importlib
 
         module, name = self.settings.split(":")
         parser.print_help()
+        if getattr(namespace, "action", None) == "prepare":
+            from pipelines.prepare import show_sets
+
+            show_sets()
+            raise SystemExit(0)
         print("\nsettings, over those of CONFIG or RUN where there is one:\n")
         print(settings_help(getattr(importlib.import_module(module), name), parser.prog))
         raise SystemExit(0)
@@ -346,6 +366,13 @@ def run_cache(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if arguments.action == "prepare":
+        from pipelines.prepare import prepare_data
+
+        return prepare_data(arguments, split_settings(rest))
+    for flag in ("source", "to", "photos", "workers", "partial"):
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"--{flag} is for data prepare; see kappaseg data --help")
     values: dict[str, Any] = {}
     for name, text in split_settings(rest):
         override(values, name.removeprefix("data."), text)
@@ -360,6 +387,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.published.cost import show_cost
+
+    show_cost(arguments.only, as_json=arguments.json)
 
 
 if __name__ == "__main__":

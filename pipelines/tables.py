@@ -39,4 +39,5 @@ def show_numbers(title: str, numbers: Mapping[str, float]) -> None:
 
 
 def is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).replace(",", "").replace("-", "", 1).isdigit()
+    """A figure, or the dash that stands for one that there is not."""
+    return cell == "–" or cell.removeprefix("+").replace(".", "", 1).replace(",", "").replace("-", "", 1).isdigit()

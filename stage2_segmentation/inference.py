@@ -20,11 +20,10 @@ from torch.nn import functional as F
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
 from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig
-from stage2_segmentation.pixels import to_pixels
+from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
+from stage2_segmentation.rank_maps import Piece, best_ranks
 
 WINDOWS_AT_ONCE = 4
-#: of the ranks of an image that are resized together: 256 MiB
-SCORES_AT_ONCE = 2**26
 
 
 class Network(Protocol):
@@ -62,38 +61,8 @@ def segmented(
     first, label_scores = first_looks(network, image, plan)
     if isinstance(ranking, OwnRanking):
         ranking = ranking.of(one_image(label_scores))
-    if len(views(plan)) == 1:
-        ranks = best_ranks(view_logits(network, first, ranking), size)
-    else:
-        ranks = rank_scores(network, image, ranking, plan, size=size, first=first).argmax(0)
-    return Segmented(to_label_space(ranks[None], ranking)[0], ranking, label_scores)
-
-
-def best_ranks(logits: Tensor, size: tuple[int, int], *, at_once: int = SCORES_AT_ONCE) -> Tensor:
-    """The rank of each pixel, i64 [H, W]: arg-max of logits f32 [κ, h, w] after bilinear resizing to `size`.
-
-    Some ranks are resized at a time, at most `at_once` scores, so that a large photograph among many labels does not
-    need κ × H × W of them.
-    """
-    step = max(1, at_once // (size[0] * size[1]))
-    best = ranks = None
-    for start in range(0, len(logits), step):
-        some = resized(logits[start : start + step], size)
-        if best is None or ranks is None:
-            best, ranks = some.max(0)
-            continue
-        height, rank = some.max(0)
-        higher = height > best
-        best = torch.where(higher, height, best)
-        ranks = torch.where(higher, rank + start, ranks)
-    assert ranks is not None
-    return ranks
-
-
-def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    if logits.shape[1:] == size:
-        return logits
-    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    seen = pieces_of_views(network, image, ranking, plan, size=size, first=first)
+    return Segmented(to_label_space(best_ranks(seen, size)[None], ranking)[0], ranking, label_scores)
 
 
 def own_ranking(network: Network, image: Tensor, ranking: OwnRanking, plan: InferenceConfig) -> Ranking:
@@ -122,7 +91,17 @@ class Look:
     view: tuple[int, int]
     places: list[tuple[int, int]]
     size: tuple[int, int]
+    stride: int
     seen: Seen
+
+    @property
+    def rows_seen(self) -> Tensor:
+        """How many rows of windows hold each pixel row of the view, [H]."""
+        return times_covered(self.view[0], self.size[0], self.stride)
+
+    @property
+    def columns_seen(self) -> Tensor:
+        return times_covered(self.view[1], self.size[1], self.stride)
 
 
 def looks(network: Network, image: Tensor, plan: InferenceConfig, scale: float, mirrored: bool) -> Iterator[Look]:
@@ -134,11 +113,12 @@ def looks(network: Network, image: Tensor, plan: InferenceConfig, scale: float, 
     view = (image.shape[1], image.shape[2])
     window = plan.window if plan.mode == "slide" else max(view)
     height, width = (min(window, side) for side in view)
-    places = list(corners(*view, window, plan.stride if plan.mode == "slide" else window))
+    stride = plan.stride if plan.mode == "slide" else window
+    places = list(corners(*view, window, stride))
     for start in range(0, len(places), WINDOWS_AT_ONCE):
         group = places[start : start + WINDOWS_AT_ONCE]
         pieces = torch.stack([image[:, top : top + height, left : left + width] for top, left in group])
-        yield Look(view, group, (height, width), network.look(pieces))
+        yield Look(view, group, (height, width), stride, network.look(pieces))
 
 
 def first_looks(network: Network, image: Tensor, plan: InferenceConfig) -> tuple[Iterable[Look], Tensor | None]:
@@ -153,47 +133,48 @@ def first_looks(network: Network, image: Tensor, plan: InferenceConfig) -> tuple
     return kept, torch.cat(logits).amax(0).float().sigmoid()
 
 
-def rank_scores(
+def pieces_of_views(
     network: Network, image: Tensor, ranking: Ranking, plan: InferenceConfig, *,
     size: tuple[int, int], first: Iterable[Look] | None = None,
-) -> Tensor:  # fmt: skip
-    """Scores f32 [κ, H, W] of the ranks: logits of a single view, mean of the softmax of several.
+) -> list[list[Piece]]:  # fmt: skip
+    """The logits of an image's one ranking in all windows of all views, each placed in the image at `size`.
 
     first: the looks at the first view, where they have been taken already.
     """
-    seen_as = views(plan)
-    total: Tensor | None = None
-    for number, (scale, mirrored) in enumerate(seen_as):
-        known = first if number == 0 else None
-        seen = looks(network, image, plan, scale, mirrored) if known is None else known
-        logits = view_logits(network, seen, ranking)
-        logits = logits.flip(2) if mirrored else logits
-        logits = resized(logits, size)
-        if len(seen_as) == 1:
-            return logits
-        scores = logits.softmax(0).div_(len(seen_as))
-        total = scores if total is None else total.add_(scores)
-    assert total is not None
-    return total
+    pieces = []
+    for number, (scale, mirrored) in enumerate(views(plan)):
+        seen = first if number == 0 and first is not None else looks(network, image, plan, scale, mirrored)
+        pieces.append([piece for look in seen for piece in placed(network, look, ranking, mirrored, size)])
+    return pieces
 
 
-def view_logits(network: Network, seen: Iterable[Look], ranking: Ranking) -> Tensor:
-    """f32 [κ, H, W] of a view: the mean over the windows of each pixel's logits."""
-    total = count = None
-    for look in seen:
-        pieces = network.segment(look.seen, repeated(ranking, len(look.places))).float()
-        pieces = to_pixels(pieces, look.size, network.cell)
-        if look.size == look.view:
-            return pieces[0]
-        if total is None or count is None:
-            total = pieces.new_zeros((ranking.kappa, *look.view))
-            count = pieces.new_zeros(look.view)
-        for (top, left), logits in zip(look.places, pieces, strict=True):
-            here = (slice(top, top + look.size[0]), slice(left, left + look.size[1]))
-            total[:, *here] += logits
-            count[here] += 1
-    assert total is not None and count is not None
-    return total / count
+def placed(
+    network: Network, look: Look, ranking: Ranking, mirrored: bool, size: tuple[int, int]
+) -> Iterator[Piece]:  # fmt: skip
+    """The windows of a look, each as cells with the weights that they have in the image's rows and columns.
+
+    A pixel's logits are the mean over the windows that hold it. Windows form a grid, so how many these are is a number
+    of its row times one of its column.
+    """
+    logits = network.segment(look.seen, repeated(ranking, len(look.places))).float().permute(0, 2, 3, 1)
+    for (top, left), cells in zip(look.places, logits, strict=True):
+        rows = window_weights(cells.shape[0], network.cell, top, look.size[0], look.rows_seen)
+        columns = window_weights(cells.shape[1], network.cell, left, look.size[1], look.columns_seen)
+        columns = columns.flip(0) if mirrored else columns
+        yield Piece(
+            cells, Axis.of(resized_axis(rows, size[0]), cells), Axis.of(resized_axis(columns, size[1]), cells),
+            alone=look.size == look.view,
+        )  # fmt: skip
+
+
+def window_weights(cells: int, cell: int, start: int, pixels: int, seen: Tensor) -> Tensor:
+    """Weights [side of the view, cells] of a window of so many pixels from `start` on.
+
+    seen: how many windows hold each pixel of that side.
+    """
+    weights = torch.zeros(len(seen), cells, dtype=torch.float64)
+    weights[start : start + pixels] = axis_weights(cells, cell, pixels) / seen[start : start + pixels, None]
+    return weights
 
 
 def corners(height: int, width: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -206,6 +187,14 @@ def corners(height: int, width: int, window: int, stride: int) -> Iterator[tuple
 def starts(side: int, window: int, stride: int) -> list[int]:
     last = max(0, side - window)
     return [min(i * stride, last) for i in range(-(-last // stride) + 1)]
+
+
+def times_covered(side: int, window: int, stride: int) -> Tensor:
+    """How many of the windows along a side hold each of its pixels, f32 [side]."""
+    count = torch.zeros(side)
+    for start in starts(side, window, stride):
+        count[start : start + window] += 1
+    return count
 
 
 def repeated(ranking: Ranking, times: int) -> Ranking:

@@ -11,9 +11,10 @@ import io
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kappaseg_core.errors import UserError
 
@@ -75,6 +76,13 @@ def stored_shape(data: bytes, name: str) -> tuple[int, int]:
     with _reading(name):
         width, height = _open(data, name).size
         return height, width
+
+
+def stored_shape_and_orientation(path: Path, name: str) -> tuple[tuple[int, int], int]:
+    """`stored_shape` of a file, and the EXIF orientation that `photo` applies (1 = it is upright as it is)."""
+    with _reading(name), Image.open(path) as picture:
+        width, height = picture.size
+        return (height, width), int(picture.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def content_fingerprint(images: Iterable[tuple[str, str]]) -> str:

@@ -50,11 +50,11 @@ def layout(state: State) -> Layout:
     attend = labels_attend(state, found["decoder_layers"])
     head = {name: found[name] for name in ("width", "ffn", "encoder_layers", "decoder_layers")}
     told = {
-        **trunk.settings(state, trunk.below), "head.preset": "official",
+        **trunk.settings(state, trunk.below),
         **{f"head.{name}": value for name, value in head.items()},
         "head.project": "input_proj.weight" in state, "head.self_attention": attend,
     }  # fmt: skip
-    assumed = dict(trunk.normalised)
+    assumed = {**trunk.normalised, "head.preset": "official"}  # whose sizes all give way to those told
     if POSITIONS in state:
         told["augment.image_size"] = STRIDE * image_cells(state)
     else:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads import log_odds
+from kappaseg_core.precision import full_precision
 from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.hosts.transformer import Block
@@ -76,7 +77,7 @@ class EncoderBranch(nn.Module):
             tokens = self.block(torch.cat([seen, classes], dim=1))
             seen, classes = tokens.split([seen.shape[1], classes.shape[1]], dim=1)
         classes = self.norm(classes)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             logits = torch.einsum("bkd,kd->bk", classes.float(), self.weight.float()) + self.bias.float()
         return Seen(features, logits, classes, patches if self.pooled else seen)
 

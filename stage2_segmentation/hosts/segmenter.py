@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
+from kappaseg_core.precision import full_precision
 from kappaseg_core.rank_scale import Kind, RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
@@ -100,7 +101,7 @@ class Segmenter(nn.Module):
         # paper and release agree: the projections have no bias, and the L2 norms no epsilon worth the name
         patches = F.normalize((patches @ self.proj_patch).float(), dim=2)
         classes = F.normalize((classes @ self.proj_classes).float(), dim=2)
-        with torch.autocast(patches.device.type, enabled=False):  # cosines in bf16 are only good to 0.4 %
+        with full_precision(patches.device):  # cosines in bf16 are only good to 0.4 %
             cosine = patches @ classes.mT
         logits: Tensor = self.rank_scale(cosine, valid[:, None])
         return logits.masked_fill(~valid[:, None], PADDING_LOGIT).mT.unflatten(2, grid)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kappaseg_core.config import build, load_config
-from pipelines.benchmark.config import BenchmarkConfig
+from pipelines.benchmark.config import BenchmarkConfig, load_benchmark
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage2_segmentation.config import Stage2Config
+from tests.settings_files import BENCHMARKS, FILES, ROOT, kind_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS = {"stage1": Stage1Config, "rank": RankConfig, "stage2": Stage2Config}
+TOPS = (Stage1Config, RankConfig, Stage2Config, BenchmarkConfig)
 
 
 def groups(kind: Any) -> Iterator[tuple[Any, Any, str]]:
@@ -31,14 +30,17 @@ def groups(kind: Any) -> Iterator[tuple[Any, Any, str]]:
 
 @pytest.mark.parametrize(
     ("kind", "default"),
-    [pytest.param(*found[:2], id=found[2]) for top in (*KINDS.values(), BenchmarkConfig) for found in groups(top)],
+    [pytest.param(*found[:2], id=found[2]) for top in TOPS for found in groups(top)],
 )
 def test_what_is_not_given_of_a_group_is_as_where_nothing_is_given(kind: Any, default: Any) -> None:
     assert build(kind, {}) == default
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_settings_file_can_be_read(path: Path) -> None:
-    for name, kind in KINDS.items():
-        if path.stem.startswith(name):
-            load_config(kind, path)
+@pytest.mark.parametrize("name", FILES)
+def test_every_settings_file_can_be_read(name: str) -> None:
+    load_config(kind_of(name), ROOT / name)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_settings_file_of_a_benchmark_can_be_read(name: str) -> None:
+    load_benchmark(ROOT / name)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kappaseg_core.ranking import complete_ranking
 from stage2_segmentation.config import InferenceConfig
-from stage2_segmentation.inference import rank_scores
+from stage2_segmentation.inference import pieces_of_views
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.rank_maps import rank_scores
 from tests.parity.conftest import Reference
 from tests.parity.weights import imported
 
@@ -35,7 +36,9 @@ def published(reference: Callable[[str], Reference], tmp_path: Path) -> Iterator
 def scores(model: SegmentationModel, image: Tensor, plan: InferenceConfig) -> Tensor:
     """Image [1, 3, H, W] → [K, H, W] among all labels."""
     ranking = complete_ranking(1, len(model.host.cls_emb))
-    return rank_scores(model, image[0], ranking, plan, size=(image.shape[2], image.shape[3]))
+    size = (image.shape[2], image.shape[3])
+    pieces = pieces_of_views(model, image[0], ranking, plan, size=size)
+    return torch.cat(list(rank_scores(pieces, size))).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize(("image", "logits"), [("image", "logits"), ("big", "big_logits")])

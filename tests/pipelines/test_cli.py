@@ -25,10 +25,8 @@ from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.model import build_segmentation
+from tests.settings_files import FILES, ROOT, kind_of, verb_of
 
-ROOT = Path(__file__).parents[2]
-KINDS = {"stage1": Stage1Config, "rank": RankConfig, "stage2": Stage2Config}
-VERBS = {"stage1": "run-stage1", "rank": "rank", "stage2": "run-stage2"}
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
         "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "serve": ServeConfig}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
@@ -209,7 +207,7 @@ def test_help_names_every_setting(verb: str, capsys: pytest.CaptureFixture[str])
     assert set(flatten(to_plain(HELP[verb]()))) <= groups
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in ("demo", "lookup", "cache"))])
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in ("demo", "lookup", "cache", "cost"))])
 def test_help_of_a_verb_without_settings_is_short(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
@@ -221,49 +219,37 @@ def test_every_verb_stands_in_the_help(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    for verb in (*HELP, "demo", "lookup", "cache"):
+    for verb in (*HELP, "demo", "lookup", "cache", "cost"):
         assert re.search(rf"^    {verb}\s", printed, re.MULTILINE)
 
 
 # Settings files
 
 
-#: of one step each; those of benchmarks are in tests/pipelines/benchmark/test_plan.py
-FILES = [
-    str(path.relative_to(ROOT))
-    for path in sorted((ROOT / "configs").rglob("*.yaml"))
-    if not path.stem.startswith("benchmark")
-]
-
-
-def kind_of(path: Path) -> str:
-    """stage1, rank or stage2: with what the file's name begins."""
-    (kind,) = (kind for kind in KINDS if path.stem.startswith(kind))
-    return kind
+# those of benchmarks are in benchmark/test_plan.py, the published ones also in published/
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_settings_file_holds_known_settings_and_says_how_it_is_used(name: str) -> None:
     path = ROOT / name
-    config: Any = load_config(KINDS[kind_of(path)], path)
+    config: Any = load_config(kind_of(name), path)
     scene_options(config.data)
-    used = f"kappaseg {VERBS[kind_of(path)]} {name}"
+    used = f"kappaseg {verb_of(name)} {name}"
     lines = [line for line in path.read_text("utf-8").splitlines() if line.startswith("#") and used in line]
     assert lines
     written = lines[0].partition(used)[2].partition("  ")[0].replace("[", "").replace("]", "")
     plain = re.sub(r"(\S+)\|\S+", r"\1", written)  # a|b|c: one of them
-    load_config(KINDS[kind_of(path)], path, split_settings(plain.split()))
+    load_config(kind_of(name), path, split_settings(plain.split()))
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not Path(name).stem.startswith("rank")])
+@pytest.mark.parametrize("name", [name for name in FILES if Path(name).stem in ("stage1", "stage2")])
 def test_a_settings_file_leads_to_a_network(name: str) -> None:
     """Built on the meta device (sizes, no numbers), without the weight file that a user would name."""
-    path = ROOT / name
-    config: Any = load_config(KINDS[kind_of(path)], path)
+    config: Any = load_config(kind_of(name), ROOT / name)
     classes = getattr(scene_options(config.data), "classes", 7)
     backbone = replace(config.backbone, weights=None, frozen=False)
     with torch.device("meta"):
-        if kind_of(path) == "stage1":
+        if kind_of(name) is Stage1Config:
             size = config.augment.image_size
             model: Any = build_classifier(backbone, config.head, num_classes=classes, image_size=size)
         else:

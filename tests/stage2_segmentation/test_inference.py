@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
+from stage2_segmentation import pixels, rank_maps
 from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig, Stage2Config
-from stage2_segmentation.inference import best_ranks, corners, looks, rank_scores, segmented, view_logits
+from stage2_segmentation.inference import corners, pieces_of_views, segmented
+from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
+from stage2_segmentation.rank_maps import Piece, best_ranks, can_win, rank_scores
 from tests.tensors import PRIME, Created
 
 K, KAPPA, CELL = 7, 3, 4
@@ -71,12 +74,15 @@ def label_map(
 
 
 def scores(network: Cells, image: Tensor, ranking: Ranking, plan: InferenceConfig, size: tuple[int, int]) -> Tensor:
-    return rank_scores(network, image, ranking, plan, size=size)
+    """[κ, H, W]"""
+    return torch.cat(list(rank_scores(pieces_of_views(network, image, ranking, plan, size=size), size))).permute(
+        2, 0, 1
+    )
 
 
 def pixel_logits(network: Cells, image: Tensor, ranking: Ranking, plan: InferenceConfig) -> Tensor:
     """Logits [κ, H, W] of the image as it is."""
-    return view_logits(network, looks(network, image, plan, 1.0, False), ranking)
+    return scores(network, image, ranking, plan, (image.shape[1], image.shape[2]))
 
 
 @pytest.mark.parametrize("side", [5, 16, 17, 23, 24, 40])
@@ -215,10 +221,33 @@ def test_no_tensor_has_an_axis_of_all_labels(plan: InferenceConfig) -> None:
     assert created.shapes_with(PRIME) == []
 
 
-@pytest.mark.parametrize("at_once", [1, 13 * 17, 3 * 13 * 17, 10**9])
-def test_ranks_resized_in_portions_are_those_resized_together(at_once: int) -> None:
-    logits = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0))
-    logits[5:] = -1e4  # padding
-    together = F.interpolate(logits[None], (13, 17), mode="bilinear", align_corners=False)[0].argmax(0)
-    assert torch.equal(best_ranks(logits, (13, 17), at_once=at_once), together)
-    assert torch.equal(best_ranks(logits, (5, 6), at_once=at_once), logits.argmax(0))
+@pytest.mark.parametrize("size", [(20, 24), (13, 17), (33, 50), (2, 3)])
+@pytest.mark.parametrize("strip", [1, 7, 10**9])
+def test_looking_at_ranks_that_can_win_alone_changes_nothing(
+    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smooth cells, as networks give them, and rough ones; padding ranks."""
+    monkeypatch.setitem(pixels.STRIP, "cpu", strip * size[1] * 9)
+    monkeypatch.setattr(rank_maps, "FEW", 1.1)
+    rough = torch.randn(5, 6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    smooth = torch.linspace(-2, 1.9, 5)[:, None, None] * rough[0, 0] + torch.linspace(-1, 1.2, 6)[:, None] * rough[1, 1]
+    for cells in (rough, smooth, 50 * smooth):
+        cells[..., 7:] = PADDING_LOGIT
+        rows, columns = (
+            Axis.of(resized_axis(axis_weights(count, CELL, CELL * count), side), cells)
+            for count, side in zip(cells.shape[:2], size, strict=True)
+        )
+        piece = Piece(cells, rows, columns, alone=True)
+        up = F.interpolate(cells.permute(2, 0, 1)[None], scale_factor=CELL, mode="bilinear")
+        plain = F.interpolate(up, size, mode="bilinear")[0]
+        found = best_ranks([[piece]], size)
+        assert torch.equal(found, best_ranks([[replace(piece, alone=False)]], size))
+        assert torch.equal(found, plain.argmax(0))
+
+
+def test_few_ranks_are_upsampled_where_few_can_win() -> None:
+    cells = torch.full((8, 8, 30), -1.0)
+    cells[..., [3, 17]] = 0.0
+    cells[:4, :, 3], cells[4:, :, 17] = 1.0, 1.0
+    contested = can_win(cells)
+    assert [found.nonzero()[:, 0].tolist() for found in contested] == [[3], [3], [3, 17], [3, 17], [17], [17]]

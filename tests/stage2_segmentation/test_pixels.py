@@ -7,11 +7,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage2_segmentation.pixels import to_pixels
+from stage2_segmentation.pixels import Axis, Strips, axis_weights
 
 
 def cells(height: int, width: int) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def to_pixels(cells: Tensor, size: tuple[int, int], cell: int, *, stride: int = 1) -> Tensor:
+    """[B, κ, h, w] → [B, κ, H, W], in strips of two rows."""
+    found = []
+    for image in cells.permute(0, 2, 3, 1):
+        rows, columns = (
+            Axis.of(axis_weights(count, cell, side, stride=stride), image)
+            for count, side in zip(image.shape[:2], size, strict=True)
+        )
+        strips = Strips(image, rows, columns)
+        assert (strips.left, strips.right) == (0, size[1])
+        found.append(torch.cat([strips.strip(top, min(top + 2, size[0])) for top in range(0, size[0], 2)]))
+    return torch.stack(found).permute(0, 3, 1, 2)
 
 
 def plain(cells: Tensor, size: tuple[int, int], cell: int) -> Tensor:

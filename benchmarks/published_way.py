@@ -1,0 +1,53 @@
+"""Segmenter and RankSeg the way the published code computes them, for benchmarks to compare with.
+
+The same networks and weights; different are attention (all weights of it held at once, dropout on them while training),
+the loss (K channels at full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into K channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NOT_KEPT = -100.0  # what stands in the channels of labels that were not kept
+
+
+@contextmanager
+def attention_in_steps() -> Iterator[None]:
+    """softmax(q kᵀ / √d) v as three operations, everywhere, for the time of the block."""
+    fused = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+              is_causal: bool = False) -> Tensor:  # fmt: skip
+    assert attn_mask is None and not is_causal, "no network that is measured masks its attention"
+    weights = (queries @ keys.mT * (1 / math.sqrt(queries.shape[-1]))).softmax(-1)
+    return F.dropout(weights, dropout_p) @ values
+
+
+def loss_of_all_pixels(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, C, h, w] after upsampling to the size of target i64 [B, H, W]; -1 is ignored."""
+    pixels = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(pixels, target, ignore_index=-1, reduction="sum") / target.numel()
+
+
+def map_of_all_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label map i64 [B, H, W] of logits [B, K, h, w]."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def map_by_scatter(logits: Tensor, labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
+    """Label map i64 [B, H, W] of logits [B, κ, h, w] for labels i64 [B, κ]: scattered, upsampled, softmax, arg-max."""
+    full = torch.full((len(logits), num_classes, *logits.shape[2:]), NOT_KEPT)
+    full.scatter_(1, labels[..., None, None].expand_as(logits), logits)
+    return F.interpolate(full, size, mode="bilinear", align_corners=False).softmax(1).argmax(1)

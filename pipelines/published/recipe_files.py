@@ -1,0 +1,144 @@
+"""The file of a recipe: a header that says how it is run and what to expect, and its settings as YAML."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from pipelines.published.estimate import Load, estimate, precision_of
+from pipelines.published.recipe import RANKER, Recipe, Settings
+from pipelines.published.table import RECIPES
+
+WIDTH, ROOM = 120, 130  # characters of a line of the header, and of the settings
+SCALES = "--inference.scales '[0.5,0.75,1,1.25,1.5,1.75]' --inference.flip true"
+#: what is said beside a setting
+COMMENTS = {
+    "data.options": "ignore = mask value of unlabelled pixels",
+    "backbone.mean": "RGB in [0, 1]",
+    "source.kappa": "labels kept per image",
+    "source.missed": "leave their pixels out of the loss",
+    "labels.options": "cells a side that labels look at; 0 = all",
+    "labels.weight": "of the label loss, beside 1 for the segmentation loss",
+    "labels.weight_decay": "100 times that of the rest",
+    "labels.prior": "start from random numbers",
+    "augment.crop": "side in pixels",
+    "augment.image_size": "side in pixels",
+    "loop.batch_size": "over all GPUs",
+}
+
+
+def recipe_text(recipe: Recipe, load: Load) -> str:
+    """The whole file.   load: of the network that it trains or uses."""
+    return "\n".join([*header(recipe, load), *body(recipe.settings)]) + "\n"
+
+
+def load_of(recipe: Recipe, networks: Iterable[Mapping[str, Any]]) -> Load:
+    """The load of a recipe's network, among those of benchmarks/results/cost.json."""
+    found = next(network for network in networks if network["name"] == recipe.counted)
+    return Load(**found["training"])
+
+
+def header(recipe: Recipe, load: Load) -> Iterator[str]:
+    yield from comment(f"{recipe.data.title}, {recipe.data.classes:,} labels. {recipe.title}.")
+    yield from (f"#   {line}" for line in commands(recipe))
+    yield from comment(f"Settings: {recipe.origin}.{weights(recipe)}")
+    yield from comment(published(recipe))
+    yield from comment(expected(recipe, load))
+    for note in recipe.notes:
+        yield from comment(note)
+    yield from comment("Written by `python benchmarks/published.py`; a copy is the place for changes.")
+
+
+def comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def commands(recipe: Recipe) -> Iterator[str]:
+    """From the downloaded files to the numbers."""
+    yield f"kappaseg data prepare {recipe.data.name} --source DOWNLOADS --to DATA"
+    if recipe.verb == "run-stage1":
+        yield command(recipe)
+        return
+    if recipe.verb == "rank" or recipe.settings["source"]["train"] == "cache":
+        yield command(RECIPES[f"{recipe.data.name}/{RANKER}"])
+        yield command(RECIPES[f"{recipe.data.name}/rank"])
+    if recipe.verb != "rank":
+        yield f"kappaseg import-weights augreg DOWNLOADED.npz {recipe.backbone}.safetensors"
+        yield command(recipe)
+        run = f"RUN/stage2-{recipe.settings['name']}"
+        yield f"kappaseg evaluate {run}" + (f" [{SCALES}]" if recipe.published.flipped else "")
+
+
+def command(recipe: Recipe) -> str:
+    given = f" --backbone.weights {recipe.backbone}.safetensors" if recipe.backbone else ""
+    return f"kappaseg {recipe.verb} {recipe.path} --data.root DATA --out RUN{given}"
+
+
+def weights(recipe: Recipe) -> str:
+    """Which published weights its backbone starts from."""
+    return f" Weights: {recipe.backbone} = timm's {recipe.weights}." if recipe.weights else ""
+
+
+def published(recipe: Recipe) -> str:
+    """What paper and release found."""
+    found = recipe.published
+    if recipe.verb == "rank":
+        return ""
+    if found.quality is None:
+        return "No published number."
+    numbers = f"{'mAP' if recipe.verb == 'run-stage1' else 'mIoU'} {found.quality:g} %"
+    if found.flipped is not None:
+        numbers += f", {found.flipped:g} % over six scales and mirror images"
+    if found.ranked is not None:
+        numbers += f"; mIoU {found.ranked:g} % of the independent scheme on these rankings"
+    return f"Published: {numbers} ({found.where})."
+
+
+def expected(recipe: Recipe, load: Load) -> str:
+    """Size, time and memory."""
+    kind = precision_of(recipe)
+    found = estimate(recipe, load)
+    text = f"{load.parameters:,} parameters, {load.macs / 1e9:.1f} GMACs an image. One data-centre GPU, estimated and "
+    text += f"not measured (pipelines/published/estimate.py): {duration(found.hours)} in {kind}"
+    if recipe.verb == "rank":
+        return f"{text}."
+    rate = f"{found.images_per_second:,.0f}"
+    if kind == "fp32":
+        faster = estimate(recipe, load, "bf16")
+        text += f", {duration(faster.hours)} with --loop.precision bf16"
+        rate += f" ({faster.images_per_second:,.0f})"
+    return f"{text}; {found.gib:,.0f} GiB; loaders have to deliver {rate} images/s."
+
+
+def duration(hours: float) -> str:
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return "a minute" if minutes == 1 else f"{minutes} minutes"
+    return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
+
+
+def body(settings: Settings) -> Iterator[str]:
+    """A line for every group of settings; one for each setting of a group that needs more room."""
+    for name, value in settings.items():
+        inner = value if isinstance(value, dict) else {}
+        said = "; ".join(f"{key}: {COMMENTS[f'{name}.{key}']}" for key in inner if f"{name}.{key}" in COMMENTS)
+        line = beside(f"{name}: {flow(value)}", said)
+        if len(line) <= ROOM:
+            yield line
+            continue
+        yield f"{name}:"
+        for key, setting in inner.items():
+            yield beside(f"  {key}: {flow(setting)}", COMMENTS.get(f"{name}.{key}", ""))
+
+
+def beside(line: str, said: str) -> str:
+    return f"{line}  # {said}" if said else line
+
+
+def flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")

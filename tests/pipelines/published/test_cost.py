@@ -1,0 +1,122 @@
+"""`kappaseg cost`: what the published configurations cost, beside what is published of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kappaseg_core.cost import Cost
+from pipelines.cli import main
+from pipelines.published.cost import Row, fixed, row_names
+from pipelines.published.networks import backbone, network_of
+from pipelines.published.numbers import NOTHING, Published
+from pipelines.published.table import RECIPES
+
+COUNTED = [
+    pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if recipe.published is NOTHING else ())
+    for recipe in RECIPES.values() if recipe.counted == recipe.name
+]  # fmt: skip
+#: of the release, by taking its networks apart
+PARAMETERS = {
+    "coco_stuff10k/segmenter_vit_b_baseline": 102_513_750,
+    "coco_stuff10k/segmenter_vit_b_joint": 109_734_415,
+    "coco_stuff10k/segmenter_vit_b_joint_gap": 103_235_599,
+    "coco_stuff10k/segmenter_vit_b_joint_transdec": 114_265_103,
+    "coco_lvis/segmenter_vit_b_baseline": 103_370_760,
+    "coco_lvis/segmenter_vit_b_joint": 111_445_196,
+    "ade20k/segmenter_vit_b_baseline": 102_497_580,
+    "ade20k/segmenter_vit_b_joint": 109_702_138,
+    "ade20k_full/segmenter_vit_b_baseline": 103_034_270,
+    "ade20k_full/segmenter_vit_b_joint": 110_773_527,
+    "pascal_context/segmenter_vit_b_baseline": 102_428_280,
+    "pascal_context/segmenter_vit_b_joint": 109_563_758,
+    "ade20k/segmenter_vit_l_baseline": 333_234_476,
+    "ade20k/segmenter_vit_l_joint": 345_986_298,
+    "coco_stuff10k/segmenter_vit_l_baseline": 333_256_022,
+    "coco_stuff10k/segmenter_vit_l_joint": 346_029_327,
+    "coco_lvis/segmenter_vit_l_baseline": 334_397_960,
+    "coco_lvis/segmenter_vit_l_joint": 348_309_964,
+    "backbone/swin_large_patch4_window12_384": 195_198_516,
+    "backbone/resnet101": 42_500_160,
+    "backbone/tresnet_l": 53_556_256,
+}
+
+
+def named(costs: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (found,) = (network for network in costs if network["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items(), ids=PARAMETERS)
+def test_parameters_are_exactly_the_published_ones(name: str, parameters: int, costs: list[dict[str, Any]]) -> None:
+    assert named(costs, name)["parameters"] == parameters
+
+
+@pytest.mark.parametrize("recipe", COUNTED)
+def test_the_network_of_a_recipe_has_the_recorded_parameters(recipe: Any, costs: list[dict[str, Any]]) -> None:
+    """At full size, on the meta device. After a change of a network: python benchmarks/published.py."""
+    network = network_of(recipe)
+    found = sum(parameter.numel() for parameter in network.module.parameters())
+    recorded = named(costs, recipe.name)["training"]
+    assert (found, network.image_size, network.ranks) == (
+        recorded["parameters"], recorded["image_size"], recorded["ranks"]
+    )  # fmt: skip
+
+
+def test_the_recorded_counts_are_those_of_the_network(costs: list[dict[str, Any]]) -> None:
+    for name in ("coco_lvis/segmenter_vit_b_joint", "pascal_context/query2label_tresnet_l"):
+        network, recorded = network_of(RECIPES[name]), named(costs, name)
+        assert (network.cost.macs, network.cost.macs_paper) == (recorded["macs"], recorded["macs_paper"])
+        assert network.load().activations == recorded["training"]["activations"]
+    alone = backbone("resnet101", 448).cost
+    assert alone == Cost(42_500_160, 31_197_429_760, 31_197_429_760)
+
+
+def test_numbers_of_the_paper_are_met_but_for_the_independent_scheme(costs: list[dict[str, Any]]) -> None:
+    compared = [network for network in costs if network["paper_parameters_millions"] is not None]
+    assert len(compared) == 12
+    for network in compared:
+        if network["name"].endswith("_independent"):
+            assert -1 < network["difference_parameters_millions"] < -0.5
+            assert "cannot be reproduced" in network["note"]
+        else:
+            assert network["difference_parameters_millions"] == 0 and not network["note"]
+            gmacs = network["paper_gmacs"]
+            assert gmacs is None or abs(network["difference_gmacs"]) < 0.013 * gmacs
+
+
+def test_the_independent_scheme_is_the_sum_of_two_networks(costs: list[dict[str, Any]]) -> None:
+    stems = ("segmenter_vit_b_independent", "query2label_swin_l")
+    whole, ranker = (named(costs, f"coco_stuff10k/{stem}") for stem in stems)
+    assert whole["parameters"] == whole["training"]["parameters"] + ranker["parameters"]
+    assert whole["macs"] == whole["training"]["macs"] + ranker["macs"]
+
+
+def test_every_network_of_which_a_number_is_published_is_shown_and_no_other() -> None:
+    names = row_names()
+    assert len(names) == len(set(names))
+    assert "ade20k_full/segmenter_vit_b_joint" in names and "ade20k_full/segmenter_vit_l_joint" not in names
+    assert "coco_stuff10k/segmenter_vit_b_oracle" not in names  # the network of the baseline
+
+
+def test_differences_are_of_numbers_as_printed() -> None:
+    plain = Row("a", "b", 3, 2, 32, Cost(114_265_103, 5, 78_686_665_728), Published("here", 114.27, 78.71)).plain()
+    assert (plain["difference_parameters_millions"], plain["difference_gmacs"]) == (0.0, -0.02)
+    assert [fixed(value, sign="+") for value in (0.0, 0.5, -0.02, None)] == ["0.00", "+0.50", "-0.02", "–"]
+
+
+def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--only", "coco_stuff10k/segmenter_vit_b_joint_gap"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("COCO-Stuff10k, 171 labels", "103,235,599", "103.24", "76.94"))
+    assert main(["cost", "--only", "backbone/resnet", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["parameters"], row["paper_gmacs"]) == ("backbone/resnet101", 42_500_160, None)
+
+
+def test_a_word_that_no_name_holds_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--only", "vit_h"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kappaseg: --only vit_h: no published configuration")

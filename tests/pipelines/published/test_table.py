@@ -1,0 +1,130 @@
+"""The table of published configurations, and the files that are made of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from kappaseg_core.config import build, load_config
+from pipelines.published.numbers import PUBLISHED
+from pipelines.published.recipe import Recipe
+from pipelines.published.recipe_files import load_of, recipe_text
+from pipelines.published.sets import COCO_STUFF10K, COLOURS, SETS
+from pipelines.published.table import RECIPES
+from stage2_segmentation.config import Stage2Config
+from tests.settings_files import FILES, ROOT, kind_of, verb_of
+
+SCHEMES = ("baseline", "joint", "oracle", "independent")
+ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+
+
+def stage2(name: str) -> Stage2Config:
+    return load_config(Stage2Config, ROOT / "configs" / f"{name}.yaml")
+
+
+@ALL
+def test_the_committed_file_is_what_the_table_gives(recipe: Recipe, costs: list[dict[str, Any]]) -> None:
+    """Where this fails after a change of the table: python benchmarks/published.py."""
+    text = recipe_text(recipe, load_of(recipe, costs))
+    assert (ROOT / recipe.path).read_text("utf-8") == text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("#   ")) <= 130
+
+
+@ALL
+def test_a_file_is_read_as_the_settings_of_the_table(recipe: Recipe) -> None:
+    read = yaml.safe_load((ROOT / recipe.path).read_text("utf-8"))
+    kind = kind_of(recipe.path)
+    assert build(kind, read) == build(kind, recipe.settings)
+    assert verb_of(recipe.path) == recipe.verb
+
+
+def test_no_file_of_an_earlier_table_is_left() -> None:
+    folders = {f"configs/{data.name}/" for data in SETS}
+    there = {name for name in FILES if name[: name.rindex("/") + 1] in folders}
+    assert there == {recipe.path for recipe in RECIPES.values()}
+
+
+def test_every_set_has_both_sizes_of_every_scheme_three_classifiers_and_a_ranking() -> None:
+    for data in SETS:
+        stems = [f"segmenter_vit_{size}_{scheme}" for size in "bl" for scheme in SCHEMES]
+        stems += [f"{stem}_80k" for stem in stems] if data is COCO_STUFF10K else []
+        stems += ["query2label_resnet101", "query2label_tresnet_l", "query2label_swin_l", "rank"]
+        assert {f"{data.name}/{stem}" for stem in stems} <= RECIPES.keys()
+
+
+def test_every_published_number_belongs_to_a_recipe() -> None:
+    assert PUBLISHED.keys() <= RECIPES.keys()
+    assert all(found.where for found in PUBLISHED.values())
+
+
+@ALL
+def test_a_recipe_is_counted_with_a_recipe_that_trains_the_same_network(recipe: Recipe) -> None:
+    owner = RECIPES[recipe.counted]
+    assert owner.counted == owner.name
+    if recipe.verb != "rank":
+        assert architecture(recipe) == architecture(owner)
+
+
+def architecture(recipe: Recipe) -> list[object]:
+    labels = recipe.settings.get("labels", {})
+    named = [recipe.settings.get(name) for name in ("backbone", "head", "class_tokens")]
+    return [*named, labels.get("head"), labels.get("options")]
+
+
+# A few recipes in words: what the release says of them
+
+
+def test_the_joint_recipe_of_coco_stuff_is_the_released_one() -> None:
+    config = stage2("coco_stuff10k/segmenter_vit_b_joint")
+    assert (config.source.kappa, config.labels.weight, config.labels.options) == (50, 10.0, {"pooled": 8})
+    assert (config.labels.loss.gamma_neg, config.labels.loss.clip, config.labels.loss.reduction) == (0.0, 0.0, "mean")
+    assert (config.loop.steps, config.loop.batch_size, config.loop.eval_every) == (40_000, 8, 4_000)
+    assert (config.optim.lr, config.optim.min_lr, config.optim.weight_decay) == (1e-3, 1e-5, 0.0)
+    assert config.source.treatment == "ignore" and not config.labels.prior
+    assert stage2("coco_stuff10k/segmenter_vit_b_joint_80k").labels.weight == 5.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kappa", "weight", "decays", "pooled", "crop", "steps"),
+    [
+        ("ade20k", 50, 10.0, True, 8, 512, 160_000),
+        ("pascal_context", 25, 5.0, True, 8, 480, 80_000),
+        ("ade20k_full", 100, 100.0, False, 0, 512, 160_000),
+        ("coco_lvis", 100, 300.0, True, 0, 512, 320_000),
+    ],
+)
+def test_the_other_joint_recipes_are_the_released_ones(
+    name: str, kappa: int, weight: float, decays: bool, pooled: int, crop: int, steps: int
+) -> None:
+    config = stage2(f"{name}/segmenter_vit_b_joint")
+    assert (config.source.kappa, config.labels.weight, config.labels.options) == (kappa, weight, {"pooled": pooled})
+    assert (config.optim.weight_decay, config.labels.weight_decay) == ((1e-6, 1e-4) if decays else (0.0, None))
+    loss = config.labels.loss
+    assert (loss.gamma_neg, loss.gamma_pos, loss.clip, loss.focus_gradient) == (2.0, 0.0, 0.05, True)
+    assert (config.augment.crop, config.inference.window, config.loop.steps) == (crop, crop, steps)
+
+
+@pytest.mark.parametrize(("data", "value"), [("coco_stuff10k", 255), ("ade20k_full", 65535), ("coco_lvis", 65535)])
+def test_vocabularies_beyond_8_bits_have_masks_of_16(data: str, value: int) -> None:
+    assert stage2(f"{data}/segmenter_vit_b_baseline").data.options == {"ignore": value}
+
+
+def test_colours_are_those_of_the_release() -> None:
+    """Printed there in 0..255."""
+    mean, std = ([round(255 * value, 3) for value in values] for values in COLOURS["imagenet"])
+    assert (mean, std) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    assert [255 * value for value in COLOURS["half"][0]] == [127.5] * 3
+
+
+def test_eighty_epochs_of_stage_one_are_counted_in_whole_batches() -> None:
+    loop = RECIPES["coco_stuff10k/query2label_swin_l"].settings["loop"]
+    assert (loop["eval_every"], loop["steps"]) == (140, 80 * 140)  # 9,000 images, 64 at a time
+
+
+def test_the_table_needs_no_torch() -> None:
+    code = "import sys, pipelines.published.table; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
