@@ -40,9 +40,11 @@ from kappaseg_core.structures import SceneSet
 #: among them because what they lead to is compared by fingerprint (`inputs`).
 FREE_SETTINGS = {
     "loop.loader_workers", "loop.save_every", "out", "name", "data.root", "backbone.weights", "source.cache",
-    "source.url",
+    "source.url", "init",
 }  # fmt: skip
 FREE_KEYS = {f"config.{name}" for name in FREE_SETTINGS}
+#: what `inputs` of a run has that was not trained here: the format of the file that it is from
+IMPORTED = "imported"
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def start_run(
     prints = {scene_set.split: scene_set.fingerprint() for scene_set in scenes}
     if config.backbone.weights:
         prints["weights"] = file_sha256(Path(config.backbone.weights))
+    if config.init:
+        prints["init"] = run_fingerprint(config.init)
     run = RunDirectory(folder)
     if here.is_first:
         names = scenes[0].class_names
@@ -297,7 +301,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] |
     write_atomic(path, write)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def start_from(model: nn.Module, config: Any, class_names: Sequence[str]) -> None:
+    """Fill a new network from the finished run `config.init`, where one is named.
+
+    Raises UserError where the run is not complete, has other classes, or a network of other sizes.
+    """
+    if config.init is None:
+        return
+    run = Path(config.init)
+    if config.backbone.weights is not None:
+        raise UserError(f"init {run} brings the weights of the backbone too; leave out --backbone.weights")
+    there = read_record(run)["class_names"]
+    if not RunDirectory(run).is_complete:
+        raise UserError(f"init {run} is not complete; start its training command again to finish it")
+    if list(there) != list(class_names):
+        raise UserError(
+            f"init {run} has other classes ({len(there)} there, {len(class_names)} here); a checkpoint is given others "
+            "by kappaseg import-weights --transfer-to"
+        )
+    load_weights(model, run / "weights.safetensors", advice="give training the settings of that run")
+
+
+def load_weights(model: nn.Module, path: Path, *, advice: str = "run the training again") -> None:
     """Fill a network from a safetensors file made by `save_weights`. Raises UserError where they do not fit."""
     try:
         tensors = load_file(path)
@@ -311,7 +336,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{path} does not fit this network: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; "
-            "run the training again"
+            f"{path} does not fit this network: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; {advice}"
         )
     model.load_state_dict(tensors)

@@ -154,11 +154,20 @@ class LoopConfig:
 
 
 def load_config(kind: type[T], path: str | Path, overrides: Sequence[tuple[str, str]] = (), **defaults: Any) -> T:
-    """The configuration in a YAML file with `--dotted.key value` overrides laid on top.
+    """The configuration in a YAML file, or that of a run directory, with `--dotted.key value` overrides laid on top.
 
     Raises UserError with the dotted path of the first unknown key, wrong type or bad value.
     """
-    path = Path(path)
+    values = {**defaults, **read_settings(Path(path))}
+    for dotted, text in overrides:
+        override(values, dotted, text)
+    return build(kind, values, source=str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The nested values in a YAML file, or under `config` in a run directory's run.yaml. Raises UserError."""
+    of_run = (path / "run.yaml").exists()
+    path = path / "run.yaml" if of_run else path
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except FileNotFoundError:
@@ -167,10 +176,7 @@ def load_config(kind: type[T], path: str | Path, overrides: Sequence[tuple[str, 
         raise UserError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"configuration {path}: wanted `key: value` lines, found {type(values).__name__}")
-    values = {**defaults, **values}
-    for dotted, text in overrides:
-        override(values, dotted, text)
-    return build(kind, values, source=str(path))
+    return dict(values["config"]) if of_run and isinstance(values.get("config"), dict) else values
 
 
 def override(values: dict[str, Any], dotted: str, text: str) -> None:

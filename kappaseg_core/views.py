@@ -67,9 +67,7 @@ def training_bank(
         "options": to_plain(config.data.options),  # ignore values and id maps decide the stored targets
         "augment": to_plain(config.augment),
         "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),
-        "weights": file_sha256(Path(config.backbone.weights))
-        if config.backbone.weights
-        else f"seed {config.loop.seed}",
+        "weights": start_of(config),
         "views": config.loop.cached_views,
         "seed": config.loop.seed,
         "precision": here.precision,
@@ -79,6 +77,12 @@ def training_bank(
         fill(folder, key, examples, backbone.to(here.device).eval(), here)
     here.wait()
     return ViewBank(folder, scenes.image_ids)
+
+
+def start_of(config: Any) -> str:
+    """Where the backbone's numbers are from: a run, a weight file, or the seed."""
+    file = f"{config.init}/weights.safetensors" if config.init else config.backbone.weights
+    return file_sha256(Path(file)) if file else f"seed {config.loop.seed}"
 
 
 def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: nn.Module, here: Placement) -> None:

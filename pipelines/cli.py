@@ -17,6 +17,7 @@ from kappaseg_core.config import DataConfig, build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.import_arguments import add_import, run_import
 from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
@@ -162,6 +163,13 @@ def build_parser() -> Parser:
     serve.add_argument(
         "--cors", metavar="ORIGIN", action="append", default=[], help="origin of another page that may ask"
     )
+
+    add_import(
+        verb(
+            verbs, "import-weights", run_import, "a published checkpoint as a run directory",
+            settings="stage2_segmentation.config:Stage2Config",
+        )
+    )  # fmt: skip
 
     lookup = verb(verbs, "lookup", run_lookup, "the ranked labels of images, from a cache (needs no torch)")
     lookup.add_argument("cache", metavar="CACHE", help="cache directory, for example OUT/labels")

@@ -28,6 +28,10 @@ class HeadConfig:
     heads: int | None = None
     encoder_layers: int | None = None
     decoder_layers: int | None = None
+    self_attention: Literal["none", "first", "not_first", "all"] | None = None
+    """decoder layers in which labels attend to each other; null = none (as published)"""
+    project: bool | None = None
+    """a linear layer between the map and the head; null = where their widths differ"""
     dropout: float | None = None
     chunk: int | None = None
     """score the labels this many at a time (same result, bounded memory); null = all at once"""
@@ -72,6 +76,9 @@ class Stage1Config:
     loop: LoopConfig = field(default_factory=LoopConfig)
     out: str = "runs/default"
     """output folder of the whole chain; this step writes OUT/stage1"""
+    init: str | None = None
+    """run directory of a classifier of the same classes and sizes: training starts from its network; null = from
+    backbone.weights, or from random numbers"""
     fold: tuple[int, int] | None = None
     """[i, n]: train without the images of fold i of n (set by `kappaseg rank --folds n`)"""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kappaseg_core.checkpoint import load_model, read_record, run_fingerprint
+from kappaseg_core.checkpoint import IMPORTED, load_model, read_record, run_fingerprint
 from kappaseg_core.config import LoopConfig, build, fingerprint
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders
@@ -62,6 +62,8 @@ def rank_images(config: RankConfig) -> LabelCache:
     ranker = Ranker.of(Path(config.classifier or Path(config.out) / "stage1"))
     splits = {name: open_scenes(config.data, name) for name in (config.data.train, config.data.val)}
     refuse_other_classes(ranker, splits[config.data.train])
+    if config.folds:
+        refuse_folds(ranker, splits[config.data.train])
     runs = {"": ranker, **fold_rankers(ranker, config)}
     key = cache_key(ranker, runs, splits, config)
     folder = Path(config.cache or Path(config.out) / "labels")
@@ -83,6 +85,21 @@ def refuse_other_classes(ranker: Ranker, scenes: SceneSet) -> None:
         raise UserError(
             f"classifier {ranker.run} was trained on another class list: {difference}; "
             "rank with a classifier of this data set"
+        )
+
+
+def refuse_folds(ranker: Ranker, scenes: SceneSet) -> None:
+    """Raise UserError for a classifier whose settings do not lead to others that have not seen all training images."""
+    if IMPORTED in ranker.inputs:
+        raise UserError(
+            f"classifier {ranker.run} was imported, and its settings train no other like it; rank without --folds, or "
+            "train classifiers from it first (run-stage1 with --init)"
+        )
+    start = ranker.config.init
+    if start is not None and scenes.fingerprint() in read_record(Path(start))["inputs"].values():
+        raise UserError(
+            f"classifier {ranker.run} starts from {start}, which has seen all training images, so that no ranking "
+            "would be out of fold; rank without --folds"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_run
+from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_from, start_run
 from kappaseg_core.feeding import Examples, batches, collate
 from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import folds_of, label_counts
@@ -43,6 +43,7 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
     model = build_classifier(
         config.backbone, config.head, num_classes=len(train.class_names), image_size=config.augment.image_size
     )
+    start_from(model, config, train.class_names)
     run = start_run(
         folder or Path(config.out) / "stage1", model="stage1_multilabel.classifier", config=config,
         scenes=(train, val), here=here,
@@ -52,7 +53,8 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
 
     with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
         truth = label_counts(train, kept)
-        model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
+        if config.init is None:
+            model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
         given = "image"
         if config.loop.cached_views and config.backbone.is_frozen:

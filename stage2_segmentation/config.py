@@ -193,6 +193,9 @@ class Stage2Config:
     """output folder of the whole chain; this step writes OUT/stage2-NAME"""
     name: str | None = None
     """NAME of the run; null = the training source"""
+    init: str | None = None
+    """run directory of a network of the same classes and sizes: training starts from it; null = from backbone.weights,
+    or from random numbers"""
 
     def __post_init__(self) -> None:
         if self.loss.stride // 2 >= self.augment.crop:

@@ -16,6 +16,7 @@ from kappaseg_core.checkpoint import (
     Summary,
     nothing_left_of_a_mistake,
     run_fingerprint,
+    start_from,
     start_run,
 )
 from kappaseg_core.feeding import Examples, batches, collate
@@ -47,6 +48,7 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
 
     torch.manual_seed(seed_of(config.loop.seed, "init"))
     model = build_segmentation(config, num_classes)
+    start_from(model, config, train.class_names)
     run = start_run(
         folder or Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,
         scenes=(train, val), here=here, rankings=train_source.fingerprint,
@@ -55,7 +57,7 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
         return run.summary()
 
     with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
-        if model.branch is not None and config.labels.prior and not run.has_progress:
+        if model.branch is not None and config.labels.prior and config.init is None and not run.has_progress:
             cast(Branch, model.branch).set_prior(torch.from_numpy((label_counts(train) > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
         given = "image"

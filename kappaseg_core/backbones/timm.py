@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kappaseg_core.backbones.positions import Interpolation, Positions
-from kappaseg_core.backbones.weight_files import load_weight_file, one_line
+from kappaseg_core.backbones.weight_files import Convert, load_weight_file
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
+from kappaseg_core.weights.files import one_line
 
 #: options that are decided here: the others would fetch weights, keep the classifier or change what comes out
 RESERVED = ("pretrained", "pretrained_cfg", "checkpoint_path", "num_classes", "in_chans", "features_only", "cache_dir")
@@ -89,19 +90,20 @@ class TimmNetwork(nn.Module):
 def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwork:
     """The named network without classifier; layers behind `level` are left out.
 
-    options: keyword arguments of timm's constructor, and for plain ViT `position_interpolation` (bicubic, bilinear).
+    options: keyword arguments of timm's constructor, and for plain ViT `position_interpolation` (bicubic, bilinear) and
+    `norm_eps` (of its layer normalisations; timm's is 1e-6, the original Segmenter's 1e-5).
     image_size: the network is made for it where that is larger than the size of its published weights, so that no
     position table loses detail and no window gets smaller; options.img_size overrules.
     """
     options = dict(config.options)
-    interpolation = take_interpolation(options)
+    interpolation, norm_eps = take_interpolation(options), take_norm_eps(options)
     model = create(config.name, options, image_size)
     if is_plain_vit(model):
         model._pos_embed = Positions(model, interpolation or "bicubic")
-    elif interpolation is not None:
-        raise UserError(
-            f"backbone.options.position_interpolation is for plain ViTs; {config.name} is none, leave it out"
-        )
+        set_norm_eps(model, norm_eps)
+    elif interpolation is not None or norm_eps is not None:
+        name = "norm_eps" if interpolation is None else "position_interpolation"
+        raise UserError(f"backbone.options.{name} is for plain ViTs; {config.name} is none, leave it out")
     stage = find_stage(model, config)
     if config.weights is not None:
         load(model, config, interpolation or "bicubic")
@@ -122,6 +124,25 @@ def take_interpolation(options: dict[str, Any]) -> Interpolation | None:
         wanted = " or ".join(get_args(Interpolation))
         raise UserError(f"backbone.options.position_interpolation = {value!r}, wanted {wanted}")
     return value
+
+
+def take_norm_eps(options: dict[str, Any]) -> float | None:
+    """Remove norm_eps from the options. Raises UserError where it is no number above 0."""
+    value = options.pop("norm_eps", None)
+    try:
+        eps = None if value is None else float(value)  # YAML 1.1 reads 1e-5 as text
+    except (TypeError, ValueError):
+        eps = 0.0
+    if eps is not None and not eps > 0:
+        raise UserError(f"backbone.options.norm_eps = {value!r}, wanted a number above 0")
+    return eps
+
+
+def set_norm_eps(model: nn.Module, eps: float | None) -> None:
+    """The eps of all layer normalisations; None leaves timm's."""
+    for module in model.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
 
 
 def create(name: str, options: Mapping[str, Any], image_size: int | None) -> Any:
@@ -190,16 +211,25 @@ def find_stage(model: Any, config: BackboneConfig) -> int | None:
 
 def load(model: Any, config: BackboneConfig, interpolation: Interpolation) -> None:
     """Fill the model from config.weights; position tables of another size are resized. Raises UserError."""
-    module = sys.modules[model_entrypoint(config.name).__module__]
+    load_weight_file(
+        model, Path(config.weights or ""), name=config.name, convert=to_timm(model, config.name, interpolation),
+        spare=classifiers(model),
+    )  # fmt: skip
+
+
+def to_timm(model: Any, name: str, interpolation: Interpolation = "bicubic") -> Convert:
+    """timm's own function from the names of older programs to its own, for one of its models."""
+    module = sys.modules[model_entrypoint(name).__module__]
     rename = getattr(module, "checkpoint_filter_fn", None)
     wishes = {"model": model, "interpolation": interpolation, "antialias": False}
     known = signature(rename).parameters if rename else {}
-    convert = partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
-    classifier = model.pretrained_cfg.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    load_weight_file(
-        model, Path(config.weights or ""), name=config.name, convert=convert, spare=(*heads, "fc_norm", "pre_logits")
-    )
+    return partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+
+
+def classifiers(model: Any) -> tuple[str, ...]:
+    """Modules of a classifier that a weight file may hold though the network has none."""
+    own = model.pretrained_cfg.get("classifier") or ()
+    return (*((own,) if isinstance(own, str) else own), "fc_norm", "pre_logits")
 
 
 def measure(network: TimmNetwork, name: str) -> None:

@@ -22,7 +22,7 @@ T = TypeVar("T", Stage1Config, RankConfig, Stage2Config)
 #: sources that give all labels that they know of, so that κ at test changes nothing
 UNCUT = ("complete", "oracle")
 #: settings that the benchmark itself decides, for every step
-OURS = ("data", "out", "name", "fold", "folds", "classifier", "cache", "loop.seed", "source.cache")
+OURS = ("data", "out", "name", "init", "fold", "folds", "classifier", "cache", "loop.seed", "source.cache")
 #: what a scheme with `of` may change: settings of an evaluation
 EVALUATION = ("source.test", "source.test_kappa", "inference", "loop.precision", "loop.device")
 #: stands for inputs that are not read yet, while settings are checked

@@ -115,6 +115,11 @@ WRONG = {
     "bad value": (BackboneConfig(name=VIT, options={**TINY_VIT, "num_heads": 3}), [VIT, "num_heads"]),
     "download": (BackboneConfig(name="resnet10t", options={"pretrained": True}), ["backbone.options.pretrained"]),
     "interpolation": (tiny_vit(position_interpolation="nearest"), ["'nearest'", "bicubic or bilinear"]),
+    "eps": (tiny_vit(norm_eps="small"), ["backbone.options.norm_eps = 'small'", "wanted a number above 0"]),
+    "eps of no ViT": (
+        BackboneConfig(name="resnet10t", options={"norm_eps": 1e-5}),
+        ["norm_eps is for plain ViTs", "resnet10t"],
+    ),
     "interpolation without a table": (
         BackboneConfig(name="resnet10t", options={"position_interpolation": "bicubic"}),
         ["position_interpolation is for plain ViTs"],
@@ -135,6 +140,12 @@ def test_a_mistake_is_one_line_that_names_it(what: str) -> None:
 
 
 # -- networks of timm ----------------------------------------------------------------------------------------------
+
+
+def test_the_norms_of_a_vit_may_have_another_eps() -> None:
+    for given, wanted in ((None, 1e-6), (1e-5, 1e-5), ("1e-5", 1e-5)):
+        backbone = build_backbone(tiny_vit(**({} if given is None else {"norm_eps": given})))
+        assert {module.eps for module in backbone.modules() if isinstance(module, nn.LayerNorm)} == {wanted}
 
 
 @pytest.mark.parametrize(

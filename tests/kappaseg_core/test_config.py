@@ -110,3 +110,10 @@ def test_configurations_are_checked_without_torch() -> None:
         "assert not {'torch', 'ray', 'fastapi'} & set(sys.modules), set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_settings_of_a_run_directory_can_be_given_like_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\nconfig: {steps: 7}\ninputs: {}\nclass_names: [a]\n")
+    assert load_config(LoopConfig, tmp_path, [("batch_size", "3")]) == LoopConfig(steps=7, batch_size=3)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(LoopConfig, tmp_path / "..")

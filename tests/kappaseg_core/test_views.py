@@ -37,6 +37,7 @@ class Config:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(cached_views=VIEWS, seed=4))
     augment: Augment = field(default_factory=Augment)
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(kind="small_cnn", name="4", frozen=True))
+    init: str | None = None
 
 
 class Scenes:

@@ -10,62 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from kappaseg_core.label_heads import Query2Label, sine_positions
+from kappaseg_core.label_heads import Query2Label, build_head, sine_positions
 from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.metrics import average_precision, mean_average_precision
-
-#: Our module → the published one. Where ours begins with a name on the left, theirs begins with the one on the right.
-ENCODER = {"self_attention.attention": "self_attn", "self_attention.norm": "norm1", "ffn.widen": "linear1",
-           "ffn.narrow": "linear2", "ffn.norm": "norm2"}  # fmt: skip
-DECODER = {"self_attention.attention": "self_attn", "self_attention.norm": "norm1",
-           "cross_attention": "multihead_attn", "norm": "norm2", "ffn.widen": "linear1", "ffn.narrow": "linear2",
-           "ffn.norm": "norm3"}  # fmt: skip
-PACKED = ("query", "key", "value")  # rows of the published in_proj
-
-
-def published(name: str, state: dict[str, Tensor]) -> Tensor:
-    """The published weight that our parameter `name` stands for."""
-    whole = {"queries": "query_embed.weight", "weight": "fc.W", "bias": "fc.b"}
-    if name in whole:
-        return state[whole[name]].squeeze(0)
-    module, kind = name.rsplit(".", 1)
-    if module == "project":
-        return state[f"input_proj.{kind}"].flatten(1) if kind == "weight" else state[f"input_proj.{kind}"]
-    if module == "norm":
-        return state[f"transformer.decoder.norm.{kind}"]
-    stack, layer, inner = module.split(".", 2)
-    names = ENCODER if stack == "encoder" else DECODER
-    ours = max((start for start in names if (inner + ".").startswith(start + ".")), key=len)
-    theirs = f"transformer.{stack}.layers.{layer}.{names[ours]}"
-    part = inner.removeprefix(ours).removeprefix(".")
-    if part in PACKED:
-        return state[f"{theirs}.in_proj_{kind}"].chunk(3)[PACKED.index(part)]
-    return state[f"{theirs}.out_proj.{kind}" if part == "out" else f"{theirs}.{kind}"]
-
-
-def layers_of(state: dict[str, Tensor], stack: str) -> int:
-    found = {name.split(".")[3] for name in state if name.startswith(f"transformer.{stack}.layers.")}
-    return len(found)
+from kappaseg_core.weights.label_decoder import RULES, decoder_sizes, labels_attend
+from kappaseg_core.weights.renaming import fitted, renamed
 
 
 def query2label(state: dict[str, Tensor], heads: int) -> Query2Label:
     """Our head of the published sizes, holding the published weights."""
-    width, channels = state["input_proj.weight"].shape[:2]
-    keeps_first = "transformer.decoder.layers.0.self_attn.in_proj_weight" in state
-    head = Query2Label(
-        channels,
-        len(state["query_embed.weight"]),
-        width=width,
-        ffn=len(state["transformer.decoder.layers.0.linear1.weight"]),
-        heads=heads,
-        encoder_layers=layers_of(state, "encoder"),
-        decoder_layers=layers_of(state, "decoder"),
-        self_attention="first" if keeps_first else "none",
-        project=True,
-        dropout=0.1,
-        chunk=None,
-    ).eval()
-    head.load_state_dict({name: published(name, state) for name in head.state_dict()})
+    sizes = decoder_sizes(state)
+    head = build_head(
+        "official", state["input_proj.weight"].shape[1], sizes.pop("classes"), heads=heads, project=True,
+        self_attention=labels_attend(state, sizes["decoder_layers"]), **sizes,
+    ).eval()  # fmt: skip
+    assert isinstance(head, Query2Label)
+    head.load_state_dict(fitted(renamed(state, RULES), head.state_dict(), source="FILE"))
     return head
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kappaseg_core.ranking import IGNORE, Ranking, complete_ranking, oracle_ranking, presence, top_kappa
-from stage2_segmentation.branches import encoder
-from stage2_segmentation.branches.encoder import EncoderBranch
-from stage2_segmentation.hosts.segmenter import Options, Segmenter
 from stage2_segmentation.losses import segmentation_loss
+from stage2_segmentation.model import SegmentationModel
 from tests.parity.conftest import Reference
-from tests.parity.weights import load_mask_transformer
+from tests.parity.weights import imported, with_backbone
 
 PUBLISHED_IGNORE = 255
 NOT_SELECTED = -100.0  # what the published code fills K channels with
@@ -28,12 +28,25 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
-def host_of(reference: Reference, *, depth: int, kappa: int, unbiased: bool = False) -> Segmenter:
-    sizes = reference.sizes
-    options = Options(
-        width=sizes["d"], heads=sizes["heads"], ffn=sizes["d_ff"], depth=depth, dropout=0.0, unbiased=unbiased
-    )
-    return Segmenter(options, num_classes=sizes["K"], in_channels=sizes["d_enc"], kappa=kappa).eval()
+@pytest.fixture
+def network(reference: Load, tmp_path: Path) -> Callable[[str], tuple[Reference, SegmentationModel]]:
+    """`network("rankseg_gt_oracle")` → what is stored, and the imported network, with any backbone before it."""
+
+    def made(name: str) -> tuple[Reference, SegmentationModel]:
+        stored = reference(name)
+        sizes = stored.sizes
+        vit = timm.create_model(
+            "vit_tiny_patch16_224", num_classes=0, img_size=sizes["img"], embed_dim=sizes["d_enc"], depth=1, num_heads=1
+        )
+        settings = {"host.options.heads": sizes["heads"]}
+        if "ml_fc.W" in stored.state:
+            settings |= {"labels.options.heads": sizes["heads"], "labels.options.pooled": sizes["down"]}
+        state = with_backbone(stored.state, vit.state_dict())
+        found = imported("rankseg", state, tmp_path, sizes["K"], settings)
+        assert isinstance(found.network, SegmentationModel)
+        return stored, found.network
+
+    return made
 
 
 def label_map_of(reference: Reference) -> Tensor:
@@ -49,62 +62,47 @@ def scattered(logits: Tensor, ranking: Ranking, num_classes: int) -> Tensor:
     return full
 
 
-def test_the_mask_transformer_with_all_labels_is_the_published_segmenter(reference: Load) -> None:
-    stored = reference("segmenter_mask_transformer")
-    host = host_of(stored, depth=2, kappa=stored.sizes["K"])
-    load_mask_transformer(host, stored.state)
-    with torch.no_grad():
-        ours = host(stored.arrays["x"], complete_ranking(len(stored.arrays["x"]), stored.sizes["K"]))
-    close(ours, stored.arrays["masks"])
-
-
-@pytest.fixture
-def joint(reference: Load) -> tuple[Reference, Segmenter, EncoderBranch]:
-    """The released joint head: its first block ranks the labels, the other two are the mask transformer."""
-    stored = reference("rankseg_1x_tranenc")
-    sizes = stored.sizes
-    host = host_of(stored, depth=2, kappa=sizes["topk"])
-    shape = (sizes["K"], sizes["d"])
-    branch = EncoderBranch(
-        encoder.Options(sizes["down"], heads=sizes["heads"], ffn=sizes["d_ff"], dropout=0.0), *shape
-    ).eval()
-    load_mask_transformer(host, stored.state, first_block=1)
-    state = stored.state
-    branch.block.load_state_dict({k.removeprefix("blocks.0."): v for k, v in state.items() if "blocks.0." in k})
-    branch.norm.load_state_dict({"weight": state["decoder_norm2.weight"], "bias": state["decoder_norm2.bias"]})
-    branch.load_state_dict({"weight": state["ml_fc.W"][0], "bias": state["ml_fc.b"][0]}, strict=False)
-    return stored, host, branch
+Network = Callable[[str], tuple[Reference, SegmentationModel]]
 
 
 @torch.no_grad()
-def run(joint: tuple[Reference, Segmenter, EncoderBranch]) -> tuple[Tensor, Ranking, Tensor]:
-    """Label logits, ranking and rank logits of the joint network."""
-    stored, host, branch = joint
+def test_the_mask_transformer_with_all_labels_is_the_published_segmenter(network: Network) -> None:
+    stored, model = network("segmenter_mask_transformer")
     x = stored.arrays["x"]
-    seen = branch(host, x)
+    close(model.segment(model.read(x), complete_ranking(len(x), stored.sizes["K"])), stored.arrays["masks"])
+
+
+@pytest.fixture
+def joint(network: Network) -> tuple[Reference, SegmentationModel]:
+    """The released joint head: its first block ranks the labels, the other two are the mask transformer."""
+    return network("rankseg_1x_tranenc")
+
+
+@torch.no_grad()
+def run(joint: tuple[Reference, SegmentationModel]) -> tuple[Tensor, Ranking, Tensor]:
+    """Label logits, ranking and rank logits of the joint network."""
+    stored, model = joint
+    seen = model.read(stored.arrays["x"])
+    assert seen.label_logits is not None
     ranking = top_kappa(seen.label_logits.sigmoid(), stored.sizes["topk"])
-    return seen.label_logits, ranking, host(x, ranking, **seen.tokens())
+    return seen.label_logits, ranking, model.segment(seen, ranking)
 
 
-def test_the_joint_head_gives_the_published_label_logits(
-    joint: tuple[Reference, Segmenter, EncoderBranch],
-) -> None:
+def test_the_joint_head_gives_the_published_label_logits(joint: tuple[Reference, SegmentationModel]) -> None:
     close(run(joint)[0], joint[0].arrays["img_pred"])
 
 
-def test_the_joint_head_selects_the_published_labels_in_order(
-    joint: tuple[Reference, Segmenter, EncoderBranch],
-) -> None:
+def test_the_joint_head_selects_the_published_labels_in_order(joint: tuple[Reference, SegmentationModel]) -> None:
     assert run(joint)[1].labels.tolist() == joint[0].arrays["topk_index"].tolist()
 
 
-def test_the_joint_head_gives_the_published_masks(joint: tuple[Reference, Segmenter, EncoderBranch]) -> None:
+def test_the_joint_head_gives_the_published_masks(joint: tuple[Reference, SegmentationModel]) -> None:
     _, ranking, masks = run(joint)
     close(masks, joint[0].arrays["masks"])
     close(scattered(masks, ranking, joint[0].sizes["K"]), joint[0].arrays["full_masks"])
 
 
-def test_the_losses_are_the_published_ones(joint: tuple[Reference, Segmenter, EncoderBranch]) -> None:
+def test_the_losses_are_the_published_ones(joint: tuple[Reference, SegmentationModel]) -> None:
     stored = joint[0]
     label_logits, ranking, masks = run(joint)
     mask, classes = label_map_of(stored), stored.sizes["K"]
@@ -117,12 +115,10 @@ def test_the_losses_are_the_published_ones(joint: tuple[Reference, Segmenter, En
     )
 
 
-def test_the_oracle_head_is_the_published_one(reference: Load) -> None:
-    stored = reference("rankseg_gt_oracle")
+@torch.no_grad()
+def test_the_oracle_head_is_the_published_one(network: Network) -> None:
+    stored, model = network("rankseg_gt_oracle")
     classes = stored.sizes["K"]
-    host = host_of(stored, depth=2, kappa=classes, unbiased=True)
-    load_mask_transformer(host, stored.state)
     ranking = oracle_ranking(presence(label_map_of(stored), classes))
-    with torch.no_grad():
-        ours = host(stored.arrays["x"], ranking)
+    ours = model.segment(model.read(stored.arrays["x"]), ranking)
     close(scattered(ours, ranking, classes), stored.arrays["masks"])

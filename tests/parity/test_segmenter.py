@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kappaseg_core.backbones import build_backbone
-from kappaseg_core.config import BackboneConfig
 from kappaseg_core.ranking import complete_ranking
 from stage2_segmentation.config import InferenceConfig
-from stage2_segmentation.hosts.segmenter import Options, Segmenter
 from stage2_segmentation.inference import pieces_of_views
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.rank_maps import rank_scores
 from tests.parity.conftest import Reference
-from tests.parity.weights import load_mask_transformer, part
-
-PATCH = 16
+from tests.parity.weights import imported
 
 
 @pytest.fixture
-def published(reference: Callable[[str], Reference]) -> Iterator[tuple[Reference, SegmentationModel]]:
+def published(reference: Callable[[str], Reference], tmp_path: Path) -> Iterator[tuple[Reference, SegmentationModel]]:
     """ViT and mask transformer with the stored weights, evaluation mode, without gradients."""
     stored = reference("segmenter_full")
-    sizes, state = stored.sizes, stored.state
-    backbone = build_backbone(
-        BackboneConfig(
-            name="vit_base_patch16_224",
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-            options={
-                "img_size": sizes["img"], "patch_size": PATCH, "embed_dim": sizes["d"], "num_heads": sizes["heads"],
-                "depth": len({name.split(".")[2] for name in state if name.startswith("encoder.blocks.")}),
-                "mlp_ratio": sizes["d_ff"] / sizes["d"], "position_interpolation": "bilinear",
-            },
-        )
+    heads = stored.sizes["heads"]
+    made = imported(
+        "segmenter", stored.state, tmp_path, stored.sizes["K"],
+        {"host.options.heads": heads, "backbone.options.num_heads": heads, "backbone.mean": [0] * 3,
+         "backbone.std": [1] * 3},
     )  # fmt: skip
-    encoder = {name: value for name, value in part(state, "encoder.").items() if not name.startswith("head.")}
-    backbone.load_state_dict({f"network.model.{name}": value for name, value in encoder.items()})
-    for module in backbone.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5  # the original Segmenter's; timm's vision transformers have 1e-6
-    options = Options(width=sizes["d"], heads=sizes["heads"], ffn=sizes["d_ff"])
-    host = Segmenter(options, num_classes=sizes["K"], in_channels=sizes["d"], kappa=sizes["K"])
-    load_mask_transformer(host, part(state, "decoder."))
+    assert isinstance(made.network, SegmentationModel)
     with torch.inference_mode():
-        yield stored, SegmentationModel(backbone, host).eval()
+        yield stored, made.network
 
 
 def scores(model: SegmentationModel, image: Tensor, plan: InferenceConfig) -> Tensor:

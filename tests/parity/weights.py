@@ -1,33 +1,35 @@
-"""Published parameter names → ours."""
+"""Published weights, stored or made by tests, through the functions that `kappaseg import-weights` uses."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from stage2_segmentation.hosts.segmenter import Segmenter
-
-#: The rank scale under the names of the mask transformer, and under those of the ground-truth head.
-SCALE = {
-    "mask_norm.weight": "rank_scale.weight", "mask_norm.bias": "rank_scale.bias",
-    "mask_norm.gamma": "rank_scale.weight", "mask_norm.beta": "rank_scale.bias",
-}  # fmt: skip
+from kappaseg_core.weights.files import WeightFile
+from pipelines.import_weights import Imported, Wishes, network_from
+from tests.weights.published import mmcv_vit
 
 
-def load_mask_transformer(host: Segmenter, state: dict[str, Tensor], *, first_block: int = 0) -> None:
-    """The published mask transformer's weights; its blocks from `first_block` on are the host's."""
-    ours = {}
-    for name, value in state.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
-        if block:
-            name = f"blocks.{int(block[1]) - first_block}.{block[2]}"
-        name = SCALE.get(name, name)
-        ours[name] = value[0] if name == "cls_emb" else value
-    wanted = host.state_dict().keys()
-    host.load_state_dict({name: value for name, value in ours.items() if name in wanted})
+def imported(
+    kind: str,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    classes: int,
+    settings: Mapping[str, Any] | None = None,
+    **wishes: Any,
+) -> Imported:
+    """The network of a state dict, its classes called c0, c1, …   folder: where a file with these names may lie."""
+    names = folder / "classes.txt"
+    names.write_text("".join(f"c{number}\n" for number in range(classes)))
+    given = tuple((name, str(value)) for name, value in (settings or {}).items())
+    wanted = Wishes(classes=names, settings=given, **wishes)
+    return network_from(kind, Path("FILE"), WeightFile(dict(state)), wanted, out="out")
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights below a prefix, under their names without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def with_backbone(decoder: Mapping[str, Tensor], vit: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole file of RankSeg from its stored decoder and any ViT of timm."""
+    backbone = {f"backbone.{name}": value for name, value in mmcv_vit(dict(vit)).items()}
+    return {**backbone, **{f"decode_head.{name}": value for name, value in decoder.items()}}

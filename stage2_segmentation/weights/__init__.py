@@ -1,0 +1,3 @@
+"""Published segmentation networks: what their files say, and tables from their parameter names to ours. One module per
+format, with `layout(state) -> Layout`.
+"""
