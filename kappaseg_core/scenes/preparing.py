@@ -10,6 +10,7 @@ same command goes on after an interruption. prepared.json is there from the star
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
@@ -39,6 +40,8 @@ Smaller = Callable[[Item, np.ndarray, Any], tuple[np.ndarray, np.ndarray] | None
 
 #: of photos that a set makes smaller; their colour keeps its resolution
 JPEG_QUALITY = 95
+#: what file systems without symbolic links answer, like exFAT
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,17 @@ def _write_photo(source: Path, path: Path, photos: Photos) -> None:
         write_atomic(path, lambda temporary: shutil.copyfile(source, temporary))
     elif not path.is_symlink():
         with writing(path):
-            path.symlink_to(source.absolute())
+            _link(source, path)
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        path.symlink_to(source.absolute())
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        step = "name a new folder with --to and add --photos copy"
+        raise UserError(f"cannot link {path} to its photo: the file system has no links; {step}") from None
 
 
 def _write_jpeg(pixels: np.ndarray, path: Path) -> None:

@@ -84,7 +84,8 @@ def test_a_full_disk_is_one_line_and_no_flaw_of_an_image(
         patch.setattr(Image.Image, "save", full)
         assert main(ade20k.words(tmp_path / "to")) == 2
     printed = capsys.readouterr()
-    assert "ADE_train_00000001.png: the disk is full" in printed.err and not printed.out
+    assert "ADE_train_00000001.png: the disk is full; free space or choose another --out or --to" in printed.err
+    assert not printed.out
     assert not list((tmp_path / "to" / "masks").iterdir())
     assert main(ade20k.words(tmp_path / "to")) == 0
 
@@ -97,6 +98,18 @@ def test_photos_are_links_or_copies(ade20k: Miniature, tmp_path: Path) -> None:
     assert links == [True] * 3 + [False] * 3
     shutil.rmtree(ade20k.source)
     assert main(["data", "check", str(tmp_path / "copied")]) == 0
+
+
+def test_a_file_system_without_links_is_one_line_that_says_to_copy(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", none)
+    assert main(ade20k.words(tmp_path / "to")) == 2
+    assert "ADE_train_00000001.jpg to its photo: the file system has no links; name" in capsys.readouterr().err
+    assert main(ade20k.words(tmp_path / "copied", "--photos", "copy")) == 0
 
 
 def test_a_relative_source_gives_links_that_hold(
