@@ -21,7 +21,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
         reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
-        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from None
+        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out or --to") from None
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -12,6 +12,8 @@ from kappaseg_core.files import write_text, writing
 
 FILE = "prepared.json"
 FOLDERS = ("images", "masks", "splits")
+#: held by the process that prepares; it stays, and says who did last
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def refuse_another(record: Record, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to {folder} is a file, wanted a folder")
     if not (folder / FILE).exists():
-        others = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        others = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.exists() else []
         if others:
             raise UserError(f"--to {folder} is not empty (it holds {others[0]}); name a new folder")
         return

@@ -10,6 +10,7 @@ same command goes on after an interruption. prepared.json is there from the star
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
@@ -25,11 +26,12 @@ from PIL import Image
 from kappaseg_core.config import build, to_plain
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import write_atomic, write_text, writing
+from kappaseg_core.lock import locked
 from kappaseg_core.progress import Meter
 from kappaseg_core.ranking import IGNORE
 from kappaseg_core.scenes.in_parallel import in_parallel
 from kappaseg_core.scenes.packing import UINT8_CLASSES
-from kappaseg_core.scenes.prepared import Prepared, Record, begin, end, refuse_another
+from kappaseg_core.scenes.prepared import LOCK, Prepared, Record, begin, end, refuse_another
 from kappaseg_core.scenes.published import Found, Item, Published, published_set, refuse_other_classes
 from kappaseg_core.scenes.upright import upright_with
 
@@ -38,6 +40,8 @@ Smaller = Callable[[Item, np.ndarray, Any], tuple[np.ndarray, np.ndarray] | None
 
 #: of photos that a set makes smaller; their colour keeps its resolution
 JPEG_QUALITY = 95
+#: what file systems without symbolic links answer, like exFAT
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
     """Write what is missing of TO. Class names, splits and the end of the record: only where no scene is flawed.
 
     partial: a source that lacks images is prepared as far as it goes. Raises UserError for a source that is not that
-    set or not all of it, and for a TO that holds something else.
+    set or not all of it, and for a TO that holds something else or that another process prepares.
     """
     module = published_set(job.name)
     options = build(module.Options, job.options, source="command line", path="options")
@@ -68,16 +72,18 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
     refuse_other_classes(found, published, module.TITLE)
     items = [item for item in found.items if not partial or _is_whole(item)]
     images = _count(items, published, partial, f"{job.source} is not all of {module.TITLE}", module.DOWNLOAD)
-    begin(record, job.to)
     smaller: Smaller = getattr(module, "smaller", keep_size)
     work = Work(job.to, job.photos, module.label_map, smaller, options, published.num_classes)
-    made, flaws = _make_missing(work, items, workers)
-    prepared = Prepared(
-        title=module.TITLE, classes=published.num_classes, ignore=work.ignore, images=images,
-        published=dict(published.splits), made=made, left_out=len(found.items) - len(items), flaws=tuple(flaws),
-    )  # fmt: skip
-    if not flaws:
-        _finish(job.to, items, found.class_names, record, prepared)
+    with locked(job.to / LOCK):
+        refuse_another(record, job.to)  # once more: to find all images can take minutes
+        begin(record, job.to)
+        made, flaws = _make_missing(work, items, workers)
+        prepared = Prepared(
+            title=module.TITLE, classes=published.num_classes, ignore=work.ignore, images=images,
+            published=dict(published.splits), made=made, left_out=len(found.items) - len(items), flaws=tuple(flaws),
+        )  # fmt: skip
+        if not flaws:
+            _finish(job.to, items, found.class_names, record, prepared)
     return prepared
 
 
@@ -180,7 +186,17 @@ def _write_photo(source: Path, path: Path, photos: Photos) -> None:
         write_atomic(path, lambda temporary: shutil.copyfile(source, temporary))
     elif not path.is_symlink():
         with writing(path):
-            path.symlink_to(source.absolute())
+            _link(source, path)
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        path.symlink_to(source.absolute())
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        step = "name a new folder with --to and add --photos copy"
+        raise UserError(f"cannot link {path} to its photo: the file system has no links; {step}") from None
 
 
 def _write_jpeg(pixels: np.ndarray, path: Path) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pipelines
 from kappaseg_core.errors import UserError
+from kappaseg_core.lock import locked
 from pipelines.benchmark import child, ledger
 from pipelines.benchmark.config import BenchmarkConfig, load_benchmark
 from pipelines.benchmark.expand import checked, expand
 from pipelines.benchmark.inputs import absolute, read_inputs
 from pipelines.benchmark.live import View
-from pipelines.benchmark.lock import locked
 from pipelines.benchmark.plan import Plan, Step
 from pipelines.benchmark.schedule import Ended, Runner, States, run_steps
 from pipelines.tables import show_table

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.lock import locked
 from label_cache.errors import CacheError
 from pipelines.benchmark import child, ledger
-from pipelines.benchmark.lock import locked
 from pipelines.benchmark.plan import Step, read_step
 
 ORPHAN = 3  # exit status

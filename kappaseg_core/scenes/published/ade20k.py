@@ -67,8 +67,12 @@ def label_map(item: Item, options: Options) -> np.ndarray:
 
 
 def _compare_names(path: Path) -> None:
-    """Raises UserError where the set's own list has other classes. Its last column: synonyms, parted by commas."""
+    """Raises UserError where the set's own list has other classes.
+
+    Its last column holds synonyms: "2 <tab> 0.1072 <tab> … <tab> building, edifice", or in a table of commas
+    "2,0.1072,…,building; edifice", which goes by the same name.
+    """
     for line, ours in zip(listed(path, DOWNLOAD)[1:], CLASSES, strict=False):
-        theirs = line.split("\t")[-1]
-        if ours not in names(theirs):
+        theirs = line.split("\t")[-1] if "\t" in line else line.split(",")[-1]
+        if ours not in names(theirs.replace(";", ",")):
             raise UserError(f"{path} has the class {theirs!r} where ADE20K has {ours!r}; unpack the archive again")

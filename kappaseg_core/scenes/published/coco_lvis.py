@@ -13,7 +13,7 @@ unlabelled, so that the split counts as LVIS published it (ESSNet, which made th
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +41,10 @@ OTHER = 183
 #: stuff that LVIS has too → its category there
 SHARED = {92: 50, 93: 110, 98: 181, 108: 346, 109: 350, 137: 713, 141: 804, 153: 904, 165: 1050, 168: 1108}
 
-#: where files and folders are looked for, below the source
+#: where the annotation files are looked for, below the source
 PLACES = (".", "annotations", "images", "lvis", "coco", "coco/annotations")
+#: and the folders of photos; annotations/train2017 holds masks, where COCO-Stuff 164k lies as mmseg has it
+PHOTO_PLACES = (".", "images", "coco", "coco/images")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def published(options: Options) -> Published:
 def find(source: Path, options: Options) -> Found:
     """One pass over each of the four annotation files; what is kept are places, 24 bytes an annotation."""
     require_pycocotools()
-    photos = {folder: _below(source, folder, Path.is_dir) for folder in ("train2017", "val2017")}
-    things_files = {split: _below(source, f"lvis_v1_{split}.json", Path.is_file) for split in SPLITS}
-    stuff_files = {folder: _below(source, f"stuff_{folder}.json", Path.is_file) for folder in photos}
+    photos = {folder: _below(source, folder, PHOTO_PLACES, Path.is_dir) for folder in ("train2017", "val2017")}
+    things_files = {split: _below(source, f"lvis_v1_{split}.json", PLACES, Path.is_file) for split in SPLITS}
+    stuff_files = {folder: _below(source, f"stuff_{folder}.json", PLACES, Path.is_file) for folder in photos}
     meant = stuff_values("corrected")
     stuff_names = {category: CLASSES[meant[category] - 1] for category in STUFF}
     stuff = {folder: _read(path, stuff_names)[0] for folder, path in stuff_files.items()}
@@ -110,11 +112,11 @@ def stuff_values(remap: str) -> np.ndarray:
     return table
 
 
-def _below(source: Path, name: str, is_there: Callable[[Path], bool]) -> Path:
-    for place in PLACES:
+def _below(source: Path, name: str, places: Sequence[str], is_there: Callable[[Path], bool]) -> Path:
+    for place in places:
         if is_there(source / place / name):
             return source / place / name
-    raise UserError(f"{source} holds no {name} (looked in {', '.join(PLACES)}); {DOWNLOAD}")
+    raise UserError(f"{source} holds no {name} (looked in {', '.join(places)}); {DOWNLOAD}")
 
 
 def _read(path: Path, names: Mapping[int, str]) -> tuple[Places, list[dict[str, Any]]]:

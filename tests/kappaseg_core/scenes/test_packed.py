@@ -213,7 +213,8 @@ def test_a_file_that_cannot_grow_is_one_line(filled: DataFolder, tmp_path: Path)
             said.write_text(str(error))
 
     assert in_child(work) == 0
-    assert said.read_text() == f"cannot write {destination}: file too large; free space or choose another --out"
+    wanted = f"cannot write {destination}: file too large; free space or choose another --out or --to"
+    assert said.read_text() == wanted
     assert not destination.exists()
 
 

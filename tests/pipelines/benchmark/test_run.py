@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from kappaseg_core.errors import UserError
+from kappaseg_core.lock import locked
 from pipelines.benchmark import child, ledger, live, run, steps
-from pipelines.benchmark.lock import locked
 from pipelines.benchmark.plan import Plan, Step
 from pipelines.benchmark.schedule import Ended, State, States, run_steps
 from pipelines.cli import main
@@ -259,7 +259,7 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
-        "import os, signal, pathlib; from pipelines.benchmark.lock import locked\n"
+        "import os, signal, pathlib; from kappaseg_core.lock import locked\n"
         f"with locked(pathlib.Path({str(tmp_path)!r}) / 'lock'): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, **run.environment(1)}, check=False)

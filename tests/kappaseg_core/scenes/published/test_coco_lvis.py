@@ -55,6 +55,16 @@ def test_annotations_may_lie_as_detectron2_has_them(tmp_path: Path) -> None:
     assert len(find(tmp_path, Options()).items) == 5
 
 
+def test_masks_of_another_set_in_the_folder_of_annotations_are_not_taken_for_photos(tmp_path: Path) -> None:
+    """images/ and annotations/{train,val}2017 are how mmseg has COCO-Stuff 164k; the photos are the same."""
+    make(tmp_path)
+    (tmp_path / "images").mkdir()
+    for folder in ("train2017", "val2017"):
+        (tmp_path / folder).rename(tmp_path / "images" / folder)
+        (tmp_path / "annotations" / folder).mkdir()
+    assert all(item.photo.exists() for item in find(tmp_path, Options()).items)
+
+
 @pytest.mark.parametrize(
     "name",
     ["lvis_v1_train.json", "lvis_v1_val.json", "annotations/stuff_train2017.json", "annotations/stuff_val2017.json"],

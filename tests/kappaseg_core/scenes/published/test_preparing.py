@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -16,15 +17,15 @@ import pytest
 from PIL import Image
 
 from kappaseg_core.scenes import preparing
-from kappaseg_core.scenes.published import Item
+from kappaseg_core.scenes.published import Found, Item
 from pipelines.cli import main
 from tests.kappaseg_core.scenes.published.conftest import SetSizes
 from tests.kappaseg_core.scenes.published.miniature import Miniature, draw_mask, draw_photo
 
 
 def written(to: Path) -> dict[str, bytes]:
-    """Every file of a folder but its record; bytes of linked photos."""
-    files = (file for file in to.rglob("*") if file.is_file() and file.name != "prepared.json")
+    """Every file of a folder but its record and its lock; bytes of linked photos."""
+    files = (file for file in to.rglob("*") if file.is_file() and file.name not in ("prepared.json", ".lock"))
     return {str(file.relative_to(to)): file.read_bytes() for file in files}
 
 
@@ -83,7 +84,8 @@ def test_a_full_disk_is_one_line_and_no_flaw_of_an_image(
         patch.setattr(Image.Image, "save", full)
         assert main(ade20k.words(tmp_path / "to")) == 2
     printed = capsys.readouterr()
-    assert "ADE_train_00000001.png: the disk is full" in printed.err and not printed.out
+    assert "ADE_train_00000001.png: the disk is full; free space or choose another --out or --to" in printed.err
+    assert not printed.out
     assert not list((tmp_path / "to" / "masks").iterdir())
     assert main(ade20k.words(tmp_path / "to")) == 0
 
@@ -96,6 +98,18 @@ def test_photos_are_links_or_copies(ade20k: Miniature, tmp_path: Path) -> None:
     assert links == [True] * 3 + [False] * 3
     shutil.rmtree(ade20k.source)
     assert main(["data", "check", str(tmp_path / "copied")]) == 0
+
+
+def test_a_file_system_without_links_is_one_line_that_says_to_copy(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", none)
+    assert main(ade20k.words(tmp_path / "to")) == 2
+    assert "ADE_train_00000001.jpg to its photo: the file system has no links; name" in capsys.readouterr().err
+    assert main(ade20k.words(tmp_path / "copied", "--photos", "copy")) == 0
 
 
 def test_a_relative_source_gives_links_that_hold(
@@ -127,6 +141,54 @@ def test_a_folder_that_holds_something_else_is_refused(
     assert main(ade20k.words(tmp_path / "full" / "mine.txt")) == 2
     assert "is a file, wanted a folder" in capsys.readouterr().err
     assert written(to) == before
+
+
+def test_a_second_preparation_at_the_same_time_is_one_line(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would share the names of their temporary files."""
+    to, make_scene, seconds = tmp_path / "to", preparing.make_scene, []
+
+    def meanwhile(work: preparing.Work, item: Item) -> str | None:
+        if not seconds:
+            seconds.append(0)
+            seconds[0] = main(ade20k.words(to))
+        return make_scene(work, item)
+
+    monkeypatch.setattr(preparing, "make_scene", meanwhile)
+    assert main(ade20k.words(to)) == 0
+    assert seconds == [2]
+    printed = capsys.readouterr()
+    assert f"{to} is in use by process {os.getpid()}" in printed.err and "wait for it to end" in printed.err
+    assert "3 images made now; complete" in printed.out
+
+
+def test_what_another_process_began_while_the_source_was_read_is_refused(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kappaseg_core.scenes.published import ade20k as module
+
+    to, find = tmp_path / "to", module.find
+
+    def slowly(source: Path, options: module.Options) -> Found:
+        monkeypatch.setattr(module, "find", find)
+        assert main(ade20k.words(to, "--photos", "copy")) == 0
+        return find(source, options)
+
+    monkeypatch.setattr(module, "find", slowly)
+    assert main(ade20k.words(to)) == 2
+    assert "was begun with photos = 'copy', now it is 'link'" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_a_note(
+    ade20k: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert main(ade20k.words(tmp_path / "to")) == 0
+    assert "has no locks; see that one process at a time works there" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_refused(ade20k: Miniature, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

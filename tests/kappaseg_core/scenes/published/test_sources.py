@@ -53,6 +53,21 @@ def test_a_folder_without_the_set_is_one_line_that_says_what_to_download(name: s
     assert str(tmp_path) in str(error.value) and "unpack" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t11664\t1172\twall\n2\t0.1072\t6046\t612\tbuilding, edifice \n",
+        "Idx,Ratio,Train,Val,Stuff,Name\n1,0.1576,11664,1172,1,wall\n2,0.1072,6046,612,1,building;edifice\n",
+        "Idx,Ratio,Train,Val,Name\r\n1,0.1576,11664,1172,wall\r\n2 ,0.1072,6046,612,building; edifice\r\n",
+    ],
+    ids=["tabs", "commas", "commas and blanks"],
+)
+def test_the_own_names_of_ade20k_are_understood_in_either_table(lines: str, tmp_path: Path) -> None:
+    MAKERS["ade20k"](tmp_path)
+    (tmp_path / "ADEChallengeData2016" / "objectInfo150.txt").write_bytes(lines.encode())
+    assert len(items("ade20k", tmp_path)) == 3
+
+
 def write_object_info(root: Path) -> Path:
     file = root / "ADEChallengeData2016" / "objectInfo150.txt"
     file.write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t11664\t1172\tbuilding, edifice\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.files import writing
 
 POLL_SECONDS = 0.1
+#: what network file systems without locks answer
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager
@@ -28,10 +32,10 @@ def locked(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8")
     with file:
         until = time.monotonic() + wait_seconds
-        while not taken(file.fileno()):
+        while not taken(file.fileno(), path):
             if time.monotonic() >= until:
                 raise UserError(
-                    f"{path.parent} is in use by {holder(path)}; wait for it to end, or choose another --out"
+                    f"{path.parent} is in use by {holder(path)}; wait for it to end, or name another folder"
                 )
             time.sleep(POLL_SECONDS)
         file.truncate(0)
@@ -40,11 +44,17 @@ def locked(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
-def taken(descriptor: int) -> bool:
+def taken(descriptor: int, path: Path) -> bool:
+    """Whether the lock is ours now. A note says so where a file system has no locks; then everybody gets it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        note = f"note: the file system of {path.parent} has no locks; see that one process at a time works there"
+        print(note, file=sys.stderr, flush=True)
     return True
 
 
