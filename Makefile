@@ -1,12 +1,12 @@
 # Everything a user or contributor runs. `make demo` and `make test` need nothing but Python 3.11-3.13 and a network.
 #   make demo PYTHON=python3.12         another interpreter
 #   make env PIP_FLAGS="--index-url …"  options of pip install, for example an index of CPU-only torch wheels
-#   make test PYTEST_ARGS="-m 'not slow'"
+#   make test PYTEST_ARGS="-k ranking"  other options of pytest
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
-PYTEST_ARGS ?= -m "not gpu"
+PYTEST_ARGS ?= -m "not gpu and not slow"
 DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -15,11 +15,12 @@ PACKAGES := stage1_multilabel stage2_segmentation label_cache pipelines kappaseg
 SOURCES := $(PACKAGES) tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test browser check lint types imports format clean
+.PHONY: help env demo test test-all browser check lint types imports format clean
 
 help:
 	@echo "make demo    install and run the whole pipeline on synthetic scenes; ends with an HTML report"
-	@echo "make test    install and run the test suite"
+	@echo "make test    install and run the test suite, but for what trains, kills or loads for long"
+	@echo "make test-all  the whole suite (a quarter of an hour on two cores)"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files the way make check wants them"
 	@echo "make browser installs Chromium where apt-get can, for the tests of the page; without it they are skipped"
@@ -39,6 +40,9 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: env
+	$(BIN)/python -m pytest -m "not gpu"
 
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
