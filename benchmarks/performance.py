@@ -74,7 +74,8 @@ def introduction(comparisons: Mapping[str, Any]) -> Section:
             "cross-entropy or arg-max (`benchmarks/published_way.py`); in inference also RankSeg's published way, "
             "which writes κ maps into K channels. *Plain* has kept labels and fused attention, and upsamples all ranks "
             "at once. *Ours* is what this project runs: loss and label map strip by strip "
-            "(`stage2_segmentation/pixels.py`). A step of training is on two images, inference of one.",
+            "(`stage2_segmentation/pixels.py`). A step of training is on two images of ViT-T or one of ViT-B, "
+            "inference of one.",
             "Variants run in processes of their own, in turns (A B C A B C); times are processor time over all "
             "threads, medians; memory is what a step needs beyond weights, gradients and momentum. "
             f"Machine: {'; '.join(machines)}. Nothing has been measured on a GPU.",
