@@ -96,11 +96,14 @@ def refuse_folds(ranker: Ranker, scenes: SceneSet) -> None:
             "train classifiers from it first (run-stage1 with --init)"
         )
     start = ranker.config.init
-    if start is not None and scenes.fingerprint() in read_record(Path(start))["inputs"].values():
-        raise UserError(
-            f"classifier {ranker.run} starts from {start}, which has seen all training images, so that no ranking "
-            "would be out of fold; rank without --folds"
-        )
+    while start is not None:
+        record = read_record(Path(start))
+        if scenes.fingerprint() in record["inputs"].values():
+            raise UserError(
+                f"classifier {ranker.run} starts from {start}, which has seen all training images, so that no ranking "
+                "would be out of fold; rank without --folds"
+            )
+        start = record["config"].get("init")
 
 
 def fold_rankers(ranker: Ranker, config: RankConfig) -> dict[str, Ranker]:

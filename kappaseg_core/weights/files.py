@@ -40,9 +40,10 @@ UNREADABLE = (
 
 
 class Lost:
-    """Stands for a NumPy number, and for its type, in a pickle: whatever the file says of it is thrown away.
+    """Stands in a pickle for what programs put beside the weights: whatever the file says of it is thrown away.
 
-    Programs save the best value of their metric beside the weights as such a number (Query2Label: `best_mAP`).
+    NumPy numbers (Query2Label's `best_mAP`), NumPy arrays (the palette in mmcv's `meta`, where a data set has none of
+    its own), and the words of the command line (timm's `args`).
     """
 
     def __init__(self, *_: object) -> None:
@@ -52,8 +53,11 @@ class Lost:
         pass
 
 
-NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
-NUMBERS = [(Lost, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")]
+BESIDE: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
+BESIDE = [
+    *((Lost, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    (Lost, "numpy.dtype"), (Lost, "numpy.ndarray"), (Lost, "argparse.Namespace"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def read_content(path: Path, called: str) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(NUMBERS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(BESIDE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of newer pickle protocols, which are read, or end in an error
             return torch.load(path, "cpu", weights_only=True)
     except UNREADABLE as error:
@@ -110,7 +114,7 @@ def reason_of(error: Exception) -> str:
         return f"{one_line(error)}; give a .safetensors file or a state dict"
     return (
         f"it asks for {asked[1]}, which is more than tensors and could run code; where you trust the file, save its "
-        "state dict alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+        "state dict alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW), or ['model']"
     )
 
 

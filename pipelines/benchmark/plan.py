@@ -11,7 +11,7 @@ cost                             the networks of all schemes timed side by side,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ FREE = (
     "out", "name", "classifier", "cache", "data.root", "backbone.weights", "source.cache", "loop.loader_workers",
     "loop.save_every",
 )  # fmt: skip
+#: settings that there were not always. At null a step does what it did without them, and is done where it was done then
+LATER = ("init", "head.project", "head.self_attention")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Plan:
 
         decides: what its result depends on; None = its settings.   weights: sha256 of the weight file that it reads.
         """
-        own = without(step.settings, FREE) if decides is None else decides
+        own = without(step.settings, FREE, LATER) if decides is None else decides
         below = sorted(self.steps[need].fingerprint for need in step.needs)
         made = fingerprint([step.kind, step.folder, own, self.inputs.data, weights, below])
         return self.steps.setdefault(step.id, replace(step, fingerprint=made))
@@ -113,11 +115,16 @@ def read_step(out: Path, name: str) -> Step:
     return Step(id=name, **{**values[name], "needs": tuple(values[name]["needs"])})
 
 
-def without(settings: Settings, names: tuple[str, ...]) -> Settings:
-    """Nested settings without those of these dotted names."""
+def without(settings: Settings, names: Sequence[str], unset: Sequence[str] = ()) -> Settings:
+    """Nested settings without those of these dotted names, and without those of `unset` that are null."""
     left: Settings = {}
     for key, value in settings.items():
-        below = tuple(name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}."))
-        if key not in names:
-            left[key] = without(value, below) if below and isinstance(value, dict) else value
+        if key in names or (key in unset and value is None):
+            continue
+        left[key] = without(value, inside(key, names), inside(key, unset)) if isinstance(value, dict) else value
     return left
+
+
+def inside(group: str, names: Sequence[str]) -> list[str]:
+    """The dotted names that are in a group, as they are called there."""
+    return [name.removeprefix(f"{group}.") for name in names if name.startswith(f"{group}.")]

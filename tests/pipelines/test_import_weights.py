@@ -280,3 +280,11 @@ def test_folds_of_a_classifier_that_starts_from_one_of_all_images_are_refused(fi
     """It has seen the images of every fold already."""
     assert main([*files.words("run-stage1", "--init", "out/stage1"), "--out", "more"]) == 0
     refused(files, ["rank", "rank.yaml", "--data.root", "data", "--out", "more", "--folds", "2"], "out of fold")
+    assert main([*files.words("run-stage1", "--init", "more/stage1"), "--out", "most"]) == 0
+    between = Path("more/stage1/run.yaml")
+    record = yaml.safe_load(between.read_text())
+    record["inputs"] |= {"train": "of other images", "val": "of others"}
+    between.write_text(yaml.safe_dump(record))
+    refused(
+        files, ["rank", "rank.yaml", "--data.root", "data", "--out", "most", "--folds", "2"], "starts from out/stage1"
+    )

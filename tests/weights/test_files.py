@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def test_a_numpy_number_beside_the_weights_is_passed_over(tmp_path: Path, legacy
     assert read_weights(path).tensors["a"].tolist() == RAW.tolist()
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_palette_of_mmcv_and_the_command_line_of_timm_are_passed_over(tmp_path: Path, legacy: bool) -> None:
+    """mmsegmentation draws the colours of a data set without a palette as an array; timm saves its parsed arguments."""
+    meta = {"CLASSES": ("sky", "road"), "PALETTE": np.arange(6).reshape(2, 3)}
+    content = {"state_dict": {"a": RAW}, "meta": meta, "args": Namespace(lr=0.1, opt=Namespace(name="sgd"))}
+    file = read_weights(saved(tmp_path, content, _use_new_zipfile_serialization=not legacy))
+    assert file.tensors["a"].tolist() == RAW.tolist() and file.class_names == ("sky", "road")
+
+
 def test_class_names_of_mmcv_are_found(tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": {"a": RAW}, "meta": {"CLASSES": ("sky", "road"), "mmseg_version": "0.17"}})
     assert read_weights(path).class_names == ("sky", "road")
@@ -111,7 +121,7 @@ def test_a_plain_pickle_is_not_run_either(tmp_path: Path) -> None:
 
 
 def test_a_stand_in_for_numpy_numbers_runs_nothing_given_to_it(tmp_path: Path) -> None:
-    """The one global that is let through takes any arguments and throws them away: nothing inside them is called."""
+    """What is let through takes any arguments and throws them away: nothing inside them is called."""
     target = tmp_path / "executed"
 
     class Number:

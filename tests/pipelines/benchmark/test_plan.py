@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ def test_a_changed_setting_changes_what_stands_on_it_and_nothing_else(
 )  # fmt: skip
 def test_settings_that_change_no_result_change_no_fingerprint(bench: Bench, same: tuple[str, str]) -> None:
     assert changed(bench.plan(), bench.plan(same)) == set()
+
+
+def test_settings_that_came_later_change_a_step_only_where_they_are_given(bench: Bench) -> None:
+    """Records of before keep their worth: steps are not done again because the program can do more."""
+    plan = bench.plan()
+    for name in ("stage1-q2l-seed-0", "train-joint-seed-0"):
+        step = plan.steps.pop(name)
+        before = {key: value for key, value in step.settings.items() if key != "init"}
+        if step.kind == "stage1":
+            later = ("project", "self_attention")
+            before["head"] = {key: value for key, value in step.settings["head"].items() if key not in later}
+        assert plan.add(replace(step, settings=before)).fingerprint == step.fingerprint
+    bench.write(stage1={"head.self_attention": "all"})
+    assert changed(plan, bench.plan()) == standing_on(plan, "stage1-q2l-seed-0")
 
 
 def test_other_images_or_another_weight_file_change_everything(bench: Bench, tmp_path: Path) -> None:
