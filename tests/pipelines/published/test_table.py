@@ -148,6 +148,15 @@ def test_the_other_joint_recipes_are_the_released_ones(
     assert (config.augment.crop, config.inference.window, config.loop.steps) == (crop, crop, steps)
 
 
+def test_the_header_of_the_long_recipe_of_vit_l_says_what_is_not_of_its_release() -> None:
+    """It has the asymmetric loss of ViT-L's 40,000 steps, and the weight of ViT-B's 80,000."""
+    long, short = (stage2(f"coco_stuff10k/segmenter_vit_l_joint{end}") for end in ("_80k", ""))
+    assert (long.labels.loss, long.labels.weight) == (short.labels.loss, 5.0)
+    recipe = RECIPES["coco_stuff10k/segmenter_vit_l_joint_80k"]
+    assert recipe.origin == "not in the release, which has 40,000 steps"
+    assert "Label loss × 5, as released for ViT-B; the paper lists × 10 alone." in recipe.notes
+
+
 @pytest.mark.parametrize(("data", "value"), [("coco_stuff10k", 255), ("ade20k_full", 65535), ("coco_lvis", 65535)])
 def test_vocabularies_beyond_8_bits_have_masks_of_16(data: str, value: int) -> None:
     assert stage2(f"{data}/segmenter_vit_b_baseline").data.options == {"ignore": value}
