@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kappaseg_core.precision import full_precision
 from stage2_segmentation.pixels import Axis, Strips, strips_of
 
 #: cells along an axis that one pixel can depend on: two of the upsampling, three where a resizing follows it, which
@@ -36,11 +38,26 @@ class Piece:
 
 def best_ranks(views: Sequence[Sequence[Piece]], size: tuple[int, int]) -> Tensor:
     """The rank of each pixel, i64 [H, W]: the largest logit of a single view, or mean of the softmax of several."""
-    if len(views) == 1 and views[0][0].alone:
-        contested = can_win(views[0][0].cells)
-        if float(contested.float().mean()) < FEW:
-            return torch.cat(list(contested_ranks(views[0][0], contested, size)))
-    return torch.cat([scores.argmax(2) for scores in rank_scores(views, size)])
+    device = views[0][0].cells.device
+    with full_precision(device):  # in bf16, neighbouring logits tie and the first rank wins
+        if len(views) == 1 and views[0][0].alone:
+            contested = can_win(views[0][0].cells)
+            if float(contested.float().mean()) < FEW:
+                return joined(contested_ranks(views[0][0], contested, size), size, device)
+        return joined((scores.argmax(2) for scores in rank_scores(views, size)), size, device)
+
+
+def joined(strips: Iterator[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
+    """The strips i64 [some rows, W], one below the other.
+
+    Written into one map as they come: pieces that are kept between the scores of strips fragment the memory (0.2 GiB
+    more for a photograph of 4000 x 6000 pixels, once 3 GiB).
+    """
+    found, top = torch.empty(size, dtype=torch.int64, device=device), 0
+    for strip in strips:
+        found[top : top + len(strip)] = strip
+        top += len(strip)
+    return found
 
 
 def rank_scores(views: Sequence[Sequence[Piece]], size: tuple[int, int]) -> Iterator[Tensor]:
@@ -48,11 +65,11 @@ def rank_scores(views: Sequence[Sequence[Piece]], size: tuple[int, int]) -> Iter
     cells = views[0][0].cells
     upsampled = [[Strips(piece.cells, piece.rows, piece.columns) for piece in pieces] for pieces in views]
     for top, bottom in strips_of(*size, cells.shape[2], cells.device):
-        logits = [together(pieces, top, bottom, size[1]) for pieces in upsampled]
-        if len(logits) == 1:
-            yield logits[0]
-        else:
-            yield torch.stack([view.softmax(2) for view in logits]).mean(0)
+        logits = (together(pieces, top, bottom, size[1]) for pieces in upsampled)
+        if len(upsampled) == 1:
+            yield next(logits)
+        else:  # one view at a time: on a GPU each is a strip of 256 MiB, and six scales mirrored are twelve
+            yield reduce(torch.add, (view.softmax(2) for view in logits)) / len(upsampled)
 
 
 def together(pieces: Sequence[Strips], top: int, bottom: int, width: int) -> Tensor:
@@ -87,9 +104,9 @@ def contested_ranks(piece: Piece, contested: Tensor, size: tuple[int, int]) -> I
 def can_win(cells: Tensor) -> Tensor:
     """Which ranks can be the best of a pixel somewhere between neighbouring rows of cells: bool [neighbourhoods, κ].
 
-    Neighbourhood i holds the rows of cells from i on.
+    Neighbourhood i holds the rows of cells from i on. Where a logit is NaN, all ranks can.
     """
     values = cells.permute(2, 0, 1)
     around = [min(NEIGHBOURS, side) for side in values.shape[1:]]
     highest, lowest = F.max_pool2d(values, around, stride=1), -F.max_pool2d(-values, around, stride=1)
-    return (highest >= lowest.amax(0)).any(2).T
+    return (~(highest < lowest.amax(0))).any(2).T

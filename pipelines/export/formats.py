@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -76,19 +77,14 @@ def write_onnx(program: ExportedProgram, file: Path, outputs: list[str]) -> None
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     with quiet("onnxscript"):
         torch.onnx.export(
-            with_plain_products(program), f=file, dynamo=True, verbose=False, opset_version=OPSET,
+            program, f=file, dynamo=True, verbose=False, opset_version=OPSET,
             input_names=inputs, output_names=outputs,
             dynamic_shapes={name: {0: "batch" if name == inputs[0] else None} for name in inputs},  # one name for all
-            custom_translation_table={torch.ops.aten.sort.stable: stable_sort}, external_data=weights > ONE_FILE,
+            custom_translation_table={
+                torch.ops.aten.sort.stable: stable_sort, torch.ops.aten.einsum.default: named_einsum,
+            },
+            external_data=weights > ONE_FILE,
         )  # fmt: skip
-
-
-def with_plain_products(program: ExportedProgram) -> ExportedProgram:
-    """einsum as products of matrices: onnxruntime refuses an ellipsis of different lengths (Query2Label has one)."""
-    einsum = torch.ops.aten.einsum.default
-    if not any(node.target is einsum for part in graphs(program) for node in part.graph.nodes):
-        return program
-    return program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
 
 
 def graphs(program: ExportedProgram) -> Iterator[GraphModule]:
@@ -101,6 +97,30 @@ def stable_sort(scores: Any, *, stable: bool, dim: int, descending: bool) -> Any
     from onnxscript import opset18
 
     return opset18.TopK(scores, opset18.Shape(scores, start=dim, end=dim + 1), axis=dim, largest=int(descending))
+
+
+def named_einsum(equation: str, tensors: Sequence[Any], path: None = None) -> Any:
+    """torch.einsum in ONNX, with a letter for every axis: onnxruntime refuses an ellipsis of different lengths
+    (Query2Label has one)."""
+    from onnxscript import opset18
+
+    return opset18.Einsum(*tensors, equation=without_ellipsis(equation, [len(tensor.shape) for tensor in tensors]))
+
+
+def without_ellipsis(equation: str, axes: Sequence[int]) -> str:
+    """The equation with letters in the place of each ellipsis, whose axes are aligned at their ends, as torch does it.
+
+    axes: how many each operand has.
+    """
+    operands, result = equation.split("->")
+    named = operands.split(",")
+    unnamed = [count - len(letters.replace("...", "")) for letters, count in zip(named, axes, strict=True)]
+    free = [letter for letter in ascii_uppercase if letter not in equation][: max(unnamed)]
+    full = [
+        letters.replace("...", "".join(free[len(free) - count :]))
+        for letters, count in zip(named, unnamed, strict=True)
+    ]
+    return f"{','.join(full)}->{result.replace('...', ''.join(free))}"
 
 
 def load_onnx(file: Path) -> Callable[[Tensors], Tensors]:

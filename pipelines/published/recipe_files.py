@@ -59,17 +59,29 @@ def comment(text: str) -> list[str]:
 def commands(recipe: Recipe) -> Iterator[str]:
     """From the downloaded files to the numbers."""
     yield f"kappaseg data prepare {recipe.data.name} --source DOWNLOADS --to DATA"
-    if recipe.verb == "run-stage1":
-        yield command(recipe)
-        return
-    if recipe.verb == "rank" or recipe.settings["source"]["train"] == "cache":
-        yield command(RECIPES[f"{recipe.data.name}/{RANKER}"])
-        yield command(RECIPES[f"{recipe.data.name}/rank"])
-    if recipe.verb != "rank":
-        yield f"kappaseg import-weights augreg DOWNLOADED.npz {recipe.backbone}.safetensors"
-        yield command(recipe)
+    for trained in with_ranker(recipe):
+        if trained.backbone:
+            yield import_of(trained)
+        yield command(trained)
+    if recipe.verb in ("run-stage2", "run-joint"):
         run = f"RUN/stage2-{recipe.settings['name']}"
         yield f"kappaseg evaluate {run}" + (f" [{SCALES}]" if recipe.published.flipped else "")
+
+
+def with_ranker(recipe: Recipe) -> list[Recipe]:
+    """The recipes that are run for this one, itself the last."""
+    ranker, ranking = (RECIPES[f"{recipe.data.name}/{stem}"] for stem in (RANKER, "rank"))
+    if recipe.verb == "rank":
+        return [ranker, recipe]
+    return [ranker, ranking, recipe] if recipe.settings.get("source", {}).get("train") == "cache" else [recipe]
+
+
+def import_of(recipe: Recipe) -> str:
+    """The command that makes the weight file of its backbone."""
+    if recipe.verb != "run-stage1":
+        return f"kappaseg import-weights augreg DOWNLOADED.npz {recipe.backbone}.safetensors"
+    name = recipe.settings["backbone"]["name"]
+    return f"kappaseg import-weights timm DOWNLOADED.safetensors {recipe.backbone}.safetensors --backbone.name {name}"
 
 
 def command(recipe: Recipe) -> str:
@@ -78,8 +90,9 @@ def command(recipe: Recipe) -> str:
 
 
 def weights(recipe: Recipe) -> str:
-    """Which published weights its backbone starts from."""
-    return f" Weights: {recipe.backbone} = timm's {recipe.weights}." if recipe.weights else ""
+    """Which published weights the backbones start from."""
+    named = [f"{one.backbone} = timm's {one.weights}" for one in with_ranker(recipe) if one.weights]
+    return f" Weights: {', '.join(named)}."
 
 
 def published(recipe: Recipe) -> str:

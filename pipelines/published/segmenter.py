@@ -134,10 +134,12 @@ def optim(*, decays: bool) -> Settings:
 def origin(data: DataSet, backbone: Backbone, scheme: str, steps: int | None) -> str:
     if scheme == "independent":
         return NO_CODE
+    if backbone is VIT_L and steps and scheme != "oracle":
+        return f"not in the release, which has {data.steps:,} steps"
     if backbone is VIT_L and (steps or scheme == "oracle" or data not in (COCO_STUFF10K, ADE20K)):
         return f"not in the release; those of ViT-B on this data set, with crops of {data.crop[backbone.size]} pixels"
     if steps and scheme == "oracle":
-        return "not in the release, which has 40,000 steps"
+        return f"not in the release, which has {data.steps:,} steps"
     return RELEASED
 
 
@@ -146,8 +148,8 @@ def notes(data: DataSet, backbone: Backbone, scheme: str, steps: int | None) -> 
     if is_joint(scheme):
         paper, here = differences(data, backbone, scheme)
         yield f"Paper: {', '.join(paper)}. Here, as in the release: {', '.join(here)}."
-        if steps and backbone is VIT_B:
-            yield "Label loss × 5, as released; the paper lists × 10 alone."
+        if steps:
+            yield f"Label loss × 5, as released{'' if backbone is VIT_B else ' for ViT-B'}; the paper lists × 10 alone."
         yield "Release: each window of an image is ranked anew. Here, as in the paper: one ranking an image."
         yield "Ours, which starts from better rankings: --source.missed mix --labels.prior true."
     if scheme.startswith("baseline"):

@@ -245,6 +245,39 @@ def test_looking_at_ranks_that_can_win_alone_changes_nothing(
         assert torch.equal(found, plain.argmax(0))
 
 
+@pytest.mark.parametrize("plan", [WHOLE, SLIDE, replace(WHOLE, scales=(0.5, 1.0), flip=True)])
+def test_autocast_around_it_leaves_the_upsampling_in_single_precision(plan: InferenceConfig) -> None:
+    """A network run in bf16 gives logits; between two cells, bf16 cannot tell their weighted means apart."""
+
+    class InSingle(Cells):
+        def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(images, ranking)
+
+    image, ranking, size = image_of(61, 77), ranking_of(5), (122, 154)
+    wanted = label_map(InSingle(), image, ranking, plan, size=size)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(label_map(InSingle(), image, ranking, plan, size=size), wanted)
+
+
+@pytest.mark.parametrize("few", [0.0, 1.1])
+def test_a_network_that_went_wrong_still_gives_a_map(few: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a training whose loss became NaN is not ended by its evaluation, but seen in its numbers."""
+    monkeypatch.setattr(rank_maps, "FEW", few)
+    network = Cells()
+    network.table.fill_(torch.nan)
+    found = label_map(network, image_of(23, 30), ranking_of(), WHOLE, size=(23, 30))
+    assert found.shape == (23, 30)
+
+
+def test_views_are_added_one_at_a_time(network: Cells) -> None:
+    """Twelve views, and no tensor that holds four of them at all pixels and ranks (the largest is an image)."""
+    plan = InferenceConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
+    with Created() as created:
+        label_map(network, image_of(23, 30), ranking_of(), plan, size=(23, 30))
+    assert max(tensor.numel() for tensor in created.tensors) < 4 * KAPPA * 23 * 30
+
+
 def test_few_ranks_are_upsampled_where_few_can_win() -> None:
     cells = torch.full((8, 8, 30), -1.0)
     cells[..., [3, 17]] = 0.0

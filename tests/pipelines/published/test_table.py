@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from kappaseg_core.config import build, load_config
+from pipelines.arguments import apart, split_settings
+from pipelines.cli import build_parser
 from pipelines.published.numbers import PUBLISHED
 from pipelines.published.recipe import Recipe
 from pipelines.published.recipe_files import load_of, recipe_text
@@ -40,6 +43,43 @@ def test_a_file_is_read_as_the_settings_of_the_table(recipe: Recipe) -> None:
     kind = kind_of(recipe.path)
     assert build(kind, read) == build(kind, recipe.settings)
     assert verb_of(recipe.path) == recipe.verb
+
+
+@ALL
+def test_every_file_that_a_command_of_a_header_takes_was_made_by_one_before(recipe: Recipe) -> None:
+    lines = (ROOT / recipe.path).read_text("utf-8").splitlines()
+    there = {"DOWNLOADS", "DOWNLOADED.npz", "DOWNLOADED.safetensors"}
+    for line in lines:
+        if line.startswith("#   kappaseg "):
+            takes, makes = files_of(line.removeprefix("#   kappaseg ").replace("[--", "--").removesuffix("]"))
+            assert takes <= there, line
+            there |= makes
+    last = f"stage2-{recipe.stem}" if recipe.verb in ("run-stage2", "run-joint") else LAST[recipe.verb]
+    assert f"RUN/{last}" in there
+
+
+LAST = {"run-stage1": "stage1", "rank": "labels"}
+
+
+def files_of(command: str) -> tuple[set[str], set[str]]:
+    """What a command takes, and what it makes. Raises UserError for words that the command line does not know."""
+    words = shlex.split(command)
+    parser = build_parser()
+    own, settings = apart(words, parser.verbs[words[0]].flags())
+    given = parser.parse_args(own)
+    if given.verb == "data":
+        return {given.source}, {given.to}
+    if given.verb == "import-weights":
+        return {str(given.source)}, {str(given.destination)}
+    if given.verb == "evaluate":
+        load_config(Stage2Config, ROOT / "configs/quick/stage2.yaml", split_settings(settings))
+        return {given.what}, set()
+    config = load_config(kind_of(given.config), ROOT / given.config, split_settings(settings))
+    if given.verb == "rank":
+        return {config.data.root, f"{config.out}/stage1"}, {f"{config.out}/labels"}
+    cached = given.verb == "run-stage2" and config.source.train == "cache"
+    takes = {config.data.root, config.backbone.weights, *([f"{config.out}/labels"] if cached else [])}
+    return takes, {f"{config.out}/{'stage1' if given.verb == 'run-stage1' else config.run_name}"}
 
 
 def test_no_file_of_an_earlier_table_is_left() -> None:
@@ -106,6 +146,15 @@ def test_the_other_joint_recipes_are_the_released_ones(
     loss = config.labels.loss
     assert (loss.gamma_neg, loss.gamma_pos, loss.clip, loss.focus_gradient) == (2.0, 0.0, 0.05, True)
     assert (config.augment.crop, config.inference.window, config.loop.steps) == (crop, crop, steps)
+
+
+def test_the_header_of_the_long_recipe_of_vit_l_says_what_is_not_of_its_release() -> None:
+    """It has the asymmetric loss of ViT-L's 40,000 steps, and the weight of ViT-B's 80,000."""
+    long, short = (stage2(f"coco_stuff10k/segmenter_vit_l_joint{end}") for end in ("_80k", ""))
+    assert (long.labels.loss, long.labels.weight) == (short.labels.loss, 5.0)
+    recipe = RECIPES["coco_stuff10k/segmenter_vit_l_joint_80k"]
+    assert recipe.origin == "not in the release, which has 40,000 steps"
+    assert "Label loss × 5, as released for ViT-B; the paper lists × 10 alone." in recipe.notes
 
 
 @pytest.mark.parametrize(("data", "value"), [("coco_stuff10k", 255), ("ade20k_full", 65535), ("coco_lvis", 65535)])
