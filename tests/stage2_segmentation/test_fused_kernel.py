@@ -73,6 +73,7 @@ def test_it_compiles_for_two_generations_of_gpus_without_spilling(tmp_path: Path
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_gives_the_loss_and_gradient_of_the_cpu(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
