@@ -94,7 +94,7 @@ def aims(comparisons: Mapping[str, Any]) -> Section:
             f"{len(rows) - missed} of {len(rows)} are reached.",
             "Where training misses its aim, the backbone is what is left. As times faster than the published step: "
             + "; ".join(bounds)
-            + ". In bf16 the backbone itself gains little on this CPU.",
+            + ".",
         ),
         (table(("comparison", "ratio", "aim", "found", "in turns", "reached"), rows),),
     )

@@ -24,6 +24,8 @@ from pipelines.service.watch import milliseconds
 SMALL_VIEW = 2**22
 #: largest product of κ and the pixels that have scores: 4 GB of them
 SCORES = 10**9
+#: labels that a grey PNG of 16 bits can tell
+GREY_LABELS = 2**16
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ async def segmented(house: House, data: bytes, wish: Wish, until: float) -> byte
     started = time.perf_counter()
     segmenter, limits = house.segmenter, house.config.limits
     assert segmenter is not None
+    refuse_unwritable(wish.encoding, len(house.class_names))
     image = await house.in_thread(
         house.decoders, until, lambda: decoded(data, max_pixels=min(limits.pixels, limits.segment_pixels))
     )
@@ -111,6 +114,15 @@ def record_of(
         ),
         model=house.segmenter.version, milliseconds=0,
     )  # fmt: skip
+
+
+def refuse_unwritable(encoding: records.Encoding, num_classes: int) -> None:
+    """Raises Problem for a label map that has more labels than its PNG can tell."""
+    if encoding == "grey" and num_classes > GREY_LABELS:
+        raise Problem(
+            422, f"encoding: grey tells {GREY_LABELS} labels, the network has {num_classes}; ask for rgb",
+            field="encoding", limit=GREY_LABELS,
+        )  # fmt: skip
 
 
 def refuse_costly(house: House, height: int, width: int, kappa: int) -> None:

@@ -218,6 +218,15 @@ def test_ids_above_16_bits_survive_the_rgb_encoding() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))).astype(int) @ [1, 256, 65536], found)
 
 
+def test_more_labels_than_a_grey_map_can_tell_are_refused_and_rgb_is_named(
+    client: TestClient, finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.service.segmenting.GREY_LABELS", len(CLASSES) - 1)
+    refused = client.post("/v1/segment?encoding=grey", files={"image": photo(finished, "v0")})
+    assert refused.status_code == 422 and "ask for rgb" in refused.json()["detail"]
+    assert segment(client, photo(finished, "v0"), encoding="rgb")["label_map"]["encoding"] == "rgb"
+
+
 def test_an_image_may_be_segmented_with_the_labels_of_a_cache(client: TestClient, finished: Any) -> None:
     query = {"ranking": "cache", "cache": "labels", "image_id": "v0", "kappa": 2}
     made = segment(client, photo(finished, "v0"), **query)
