@@ -94,15 +94,6 @@ class Look:
     stride: int
     seen: Seen
 
-    @property
-    def rows_seen(self) -> Tensor:
-        """How many rows of windows hold each pixel row of the view, [H]."""
-        return times_covered(self.view[0], self.size[0], self.stride)
-
-    @property
-    def columns_seen(self) -> Tensor:
-        return times_covered(self.view[1], self.size[1], self.stride)
-
 
 def looks(network: Network, image: Tensor, plan: InferenceConfig, scale: float, mirrored: bool) -> Iterator[Look]:
     """The windows of the image at one scale, mirrored or not, a few at a time; a single one for mode "whole"."""
@@ -148,18 +139,19 @@ def pieces_of_views(
     return pieces
 
 
-def placed(
-    network: Network, look: Look, ranking: Ranking, mirrored: bool, size: tuple[int, int]
-) -> Iterator[Piece]:  # fmt: skip
+def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size: tuple[int, int]) -> Iterator[Piece]:
     """The windows of a look, each as cells with the weights that they have in the image's rows and columns.
 
     A pixel's logits are the mean over the windows that hold it. Windows form a grid, so how many these are is a number
     of its row times one of its column.
     """
     logits = network.segment(look.seen, repeated(ranking, len(look.places))).float().permute(0, 2, 3, 1)
+    rows_seen, columns_seen = (
+        times_covered(side, window, look.stride) for side, window in zip(look.view, look.size, strict=True)
+    )
     for (top, left), cells in zip(look.places, logits, strict=True):
-        rows = window_weights(cells.shape[0], network.cell, top, look.size[0], look.rows_seen)
-        columns = window_weights(cells.shape[1], network.cell, left, look.size[1], look.columns_seen)
+        rows = window_weights(cells.shape[0], network.cell, top, look.size[0], rows_seen)
+        columns = window_weights(cells.shape[1], network.cell, left, look.size[1], columns_seen)
         columns = columns.flip(0) if mirrored else columns
         yield Piece(
             cells, Axis.of(resized_axis(rows, size[0]), cells), Axis.of(resized_axis(columns, size[1]), cells),
