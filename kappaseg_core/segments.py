@@ -59,7 +59,7 @@ def segments_of(mask: Tensor, instances: Tensor, things: Tensor) -> Segments:
     """
     labels, numbers = mask.long(), instances.long()
     thing = things[labels.clamp(min=0)]
-    numbers = torch.where(thing | (numbers == CROWD), numbers, 0)
+    numbers = torch.where(thing, numbers, 0)
     known = (labels != IGNORE) & ~(thing & (numbers == 0))
     span = int(numbers.max()) + 2  # numbers from CROWD = -1 on
     keys, index = torch.where(known, labels * span + numbers + 2, VOID).unique(return_inverse=True)
