@@ -68,8 +68,7 @@ class CocoPanopticScenes:
     def __init__(self, split: str, annotations: Annotations, photos: Path) -> None:
         self.split, self.annotations, self.photos = split, annotations, photos
         self.class_names, self.things = annotations.categories.names, annotations.categories.things
-        names = zip(annotations.photos, annotations.files, strict=True)
-        self._names = tuple(name or f"{Path(file).stem}.jpg" for name, file in names)
+        self._names = annotations.scene_photos()
         self.image_ids = tuple(Path(name).stem for name in self._names)
 
     def __len__(self) -> int:
@@ -77,7 +76,7 @@ class CocoPanopticScenes:
 
     def __getitem__(self, index: int) -> Scene:
         index = range(len(self))[index]
-        mask, instances = (upright_with(self.image_path(index), found) for found in self.annotations.maps(index))
+        mask, instances = (upright_with(self.image_path(index), found) for found in self.annotations[index].maps())
         return Scene(self.image(index), mask, self.image_ids[index], instances)
 
     def image(self, index: int) -> np.ndarray:

@@ -4,8 +4,7 @@
                 {image_id, file_name, segments_info: [{id, category_id, iscrowd, area}]}]}
     X/        the pictures: the id of a pixel's segment is R + 256 G + 65536 B; 0 = VOID
 
-X.json is panoptic.json in what is written here, and has no images. Predictions may lack categories too: those of the
-truth count then.
+Predictions may lack images, and categories where those of the truth count.
 
 Annotations of a training split have millions of segments. They are read in one pass and kept as arrays, 13 bytes per
 segment, so that a set can be handed to worker processes.
@@ -15,7 +14,6 @@ Legend: N images, S segments of one, K labels (in the order of the categories), 
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.files import write_atomic, write_text, writing
+from kappaseg_core.ranking import IGNORE
 from kappaseg_core.scenes.images import colours
 from kappaseg_core.scenes.published.records import records
 from kappaseg_core.segments import CROWD, VOID, Segments
-
-#: of what is written: the JSON file, and the folder beside it
-FILE, FOLDER = "panoptic.json", "panoptic"
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,49 @@ class Categories:
     def of(cls, names: Sequence[str], things: Sequence[bool]) -> Categories:
         """Those of a set whose files have no ids of their own: the label is the id."""
         return cls(tuple(names), tuple(things), tuple(range(len(names))))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is said of an image. Picklable, and small.
+
+    path: of the picture.   ids: i64 [S], labels: i32 [S], crowds, things: bool [S], of the segments in their order.
+    """
+
+    path: Path
+    ids: np.ndarray
+    labels: np.ndarray
+    crowds: np.ndarray
+    things: np.ndarray
+
+    def segments(self) -> Segments:
+        """The segments of the image. Raises UserError."""
+        labels = torch.from_numpy(self.labels.astype(np.int64))
+        return Segments(torch.from_numpy(self._map()), labels, torch.from_numpy(self.crowds))
+
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Label map and instance map of the image, both i32 [H, W] as in a Scene. Raises UserError.
+
+        Objects are numbered as listed, a crowd is CROWD, stuff has no number.
+        """
+        numbers = np.where(self.crowds, CROWD, np.arange(1, len(self.ids) + 1)) * self.things
+        tables = np.stack([[IGNORE, *self.labels], [0, *numbers]]).astype(np.int32)
+        mask, instances = tables[:, self._map()]
+        return mask, instances
+
+    def _map(self) -> np.ndarray:
+        """Which segment each pixel is in, from 1; VOID. i32 [H, W]."""
+        found, order = segment_ids(self.path), np.argsort(self.ids)
+        ordered = np.concatenate([[VOID], self.ids[order]])  # ids are above VOID
+        place = np.searchsorted(ordered, found)
+        unlisted = found[ordered.take(place, mode="clip") != found]
+        if unlisted.size:
+            raise UserError(f"picture {self.path} has segment {unlisted[0]}, which its annotation does not list")
+        absent = np.bincount(place.ravel(), minlength=len(ordered))[1:] == 0
+        if absent.any():
+            first = self.ids[order][absent][0]
+            raise UserError(f"picture {self.path} has no pixel of segment {first}, which its annotation lists")
+        return np.concatenate([[VOID], order + 1]).astype(np.int32)[place]
 
 
 @dataclass(frozen=True)
@@ -73,37 +110,16 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def segments(self, index: int) -> Segments:
-        """The segments of an image, in the order of the file. Raises UserError."""
+    def __getitem__(self, index: int) -> Picture:
         own = slice(*self.first[index : index + 2])
-        labels = torch.from_numpy(self.labels[own].astype(np.int64))
-        return Segments(torch.from_numpy(self._map(index)), labels, torch.from_numpy(self.crowds[own]))
+        labels = self.labels[own]
+        things = np.array(self.categories.things)[labels]
+        return Picture(self.folder / self.files[index], self.segment_ids[own], labels, self.crowds[own], things)
 
-    def maps(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Label map and instance map of an image, both i32 [H, W] as in a Scene. Raises UserError.
-
-        Objects are numbered as listed, a crowd is CROWD, stuff has no number.
-        """
-        found, things = self.segments(index), np.array(self.categories.things)
-        labels, crowd = found.labels.numpy(), found.crowd.numpy()
-        numbers = np.where(crowd, CROWD, np.arange(1, len(labels) + 1)) * things[labels]
-        instances = np.concatenate([[0], numbers]).astype(np.int32)[found.map.numpy()]
-        return found.label_map().numpy().astype(np.int32), instances
-
-    def _map(self, index: int) -> np.ndarray:
-        """Which segment of the list each pixel is in, from 1; VOID. i32 [H, W]."""
-        path, listed = self.folder / self.files[index], self.segment_ids[slice(*self.first[index : index + 2])]
-        ids = segment_ids(path)
-        order = np.argsort(listed)
-        ordered = np.concatenate([[VOID], listed[order]])  # ids are above VOID
-        place = np.searchsorted(ordered, ids)
-        unlisted = ids[ordered.take(place, mode="clip") != ids]
-        if unlisted.size:
-            raise UserError(f"picture {path} has segment {unlisted[0]}, which {self.path} does not list for it")
-        absent = np.bincount(place.ravel(), minlength=len(ordered))[1:] == 0
-        if absent.any():
-            raise UserError(f"{self.path} lists segment {listed[order][absent][0]} of {path}, which has no pixel there")
-        return np.concatenate([[VOID], order + 1]).astype(np.int32)[place]
+    def scene_photos(self) -> tuple[str, ...]:
+        """Names of the photographs; where the file does not say, those of the pictures with the ending .jpg."""
+        names = zip(self.photos, self.files, strict=True)
+        return tuple(name or f"{Path(file).stem}.jpg" for name, file in names)
 
 
 def read_annotations(path: Path, folder: Path | None = None, categories: Categories | None = None) -> Annotations:
@@ -133,47 +149,6 @@ def segment_ids(path: Path) -> np.ndarray:
     picture = colours(data, f"picture {path}")
     ids: np.ndarray = picture @ np.array([1, 256, 65536], np.int32)
     return ids
-
-
-def write_segments(folder: Path, image_id: str, segments: Segments, categories: Categories) -> dict[str, Any]:
-    """Write the picture of an image to folder/panoptic, which must be there, and give its annotation for
-    `write_annotations`. Segments without a pixel are left out. Raises UserError."""
-    file, areas = f"{image_id}.png", segments.areas().tolist()
-    save_ids(segments.map.numpy(), folder / FOLDER / file)
-    listed = zip(segments.labels.tolist(), segments.crowd.tolist(), areas, strict=True)
-    info = [
-        {"id": number, "category_id": categories.ids[label], "iscrowd": int(crowd), "area": area}
-        for number, (label, crowd, area) in enumerate(listed, 1)
-        if area
-    ]
-    return {"image_id": coco_id(image_id), "file_name": file, "segments_info": info}
-
-
-def save_ids(ids: np.ndarray, path: Path) -> None:
-    """A picture of segment ids, i32 [H, W] below 2^24. Raises UserError."""
-    picture = Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))
-    write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
-
-
-def write_annotations(folder: Path, annotations: Sequence[dict[str, Any]], categories: Categories) -> Path:
-    """Write folder/panoptic.json, after the pictures, for what `write_segments` gave; the order is that of the list."""
-    listed = [
-        {"id": number, "name": name, "isthing": int(thing)}
-        for number, name, thing in zip(categories.ids, categories.names, categories.things, strict=True)
-    ]
-    write_text(folder / FILE, json.dumps({"annotations": list(annotations), "categories": listed}) + "\n")
-    return folder / FILE
-
-
-def make_folders(folder: Path) -> None:
-    """The folder that `write_segments` writes to. Raises UserError."""
-    with writing(folder):
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-
-
-def coco_id(image_id: str) -> int | str:
-    """The id of an image in its annotation: COCO's are the numbers of its file names."""
-    return int(image_id) if image_id.isascii() and image_id.isdecimal() else image_id
 
 
 class _Pass:

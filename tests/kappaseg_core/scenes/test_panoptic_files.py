@@ -18,13 +18,8 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.panoptic_quality import PanopticSums
 from kappaseg_core.scenes import open_scenes, split_names, things_of
 from kappaseg_core.scenes.check import check_scenes
-from kappaseg_core.scenes.panoptic_files import (
-    Categories,
-    make_folders,
-    read_annotations,
-    write_annotations,
-    write_segments,
-)
+from kappaseg_core.scenes.panoptic_files import Categories, read_annotations
+from kappaseg_core.scenes.panoptic_writing import make_folders, write_annotations, write_segments
 from kappaseg_core.scenes.synthetic import Options, SyntheticScenes
 from kappaseg_core.segments import Segments, segments_of
 from tests.kappaseg_core.scenes.panoptic_miniature import (
@@ -56,7 +51,7 @@ def test_colours_are_ids_and_segments_come_in_the_order_of_the_list(file: Path) 
     found = read_annotations(file)
     assert found.categories == Categories(("person", "banner", "car"), (True, False, True), (1, 92, 3))
     assert found.image_ids == ("0", "1") and found.photos[0] == "000000000139.jpg"
-    segments = found.segments(0)
+    segments = found[0].segments()
     assert segments.labels.tolist() == [0, 1, 0, 2] and segments.crowd.tolist() == [False, False, False, True]
     assert segments.map.tolist() == [[2, 2, 1, 1, 0], [2, 3, 3, 4, 4]]
 
@@ -64,7 +59,7 @@ def test_colours_are_ids_and_segments_come_in_the_order_of_the_list(file: Path) 
 def test_label_and_instance_maps_are_those_worked_out_by_hand(file: Path) -> None:
     found = read_annotations(file)
     for index, image_id in enumerate(IMAGES):
-        mask, instances = found.maps(index)
+        mask, instances = found[index].maps()
         assert (mask.tolist(), instances.tolist()) == (MASKS[image_id], INSTANCES[image_id])
         assert mask.dtype == instances.dtype == np.int32
 
@@ -75,7 +70,7 @@ def test_names_beyond_ascii_are_read_escaped_and_as_they_are(tmp_path: Path) -> 
         file = draw(tmp_path / f"{escape}.json", {"é": ([[4]], [(4, 1, 0)])}, categories=categories)
         file.write_text(json.dumps(json.loads(file.read_text("utf-8")), ensure_ascii=escape), "utf-8")
         found = read_annotations(file)
-        assert found.categories.names == ("piéton",) and found.maps(0)[0].tolist() == [[0]]
+        assert found.categories.names == ("piéton",) and found[0].maps()[0].tolist() == [[0]]
 
 
 def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
@@ -95,7 +90,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
     assert found.categories == categories and found.image_ids == scenes.image_ids
     sums = PanopticSums(categories.things)
     for index, wanted in enumerate(truth):
-        same = found.segments(index)
+        same = found[index].segments()
         assert same.map.equal(wanted.map) and same.labels.equal(wanted.labels) and same.crowd.equal(wanted.crowd)
         sums.update(same, wanted)
     assert sums.summary()["PQ"] == 1 and int(sums.matched.sum()) == sum(map(len, truth))
@@ -114,13 +109,13 @@ def test_numbers_beyond_a_byte_crowds_and_segments_without_a_pixel_are_written_s
     assert annotation["image_id"] == 139 and annotation["file_name"] == "000000000139.png"
     assert len(annotation["segments_info"]) == count - 1
     assert annotation["segments_info"][500 - 1] == {"id": 501, "category_id": 7, "iscrowd": 1, "area": 1}
-    found = read_annotations(write_annotations(tmp_path, [annotation], categories)).segments(0)
+    found = read_annotations(write_annotations(tmp_path, [annotation], categories))[0].segments()
     assert found.map.equal(torch.where(numbers > 300, numbers - 1, numbers)) and int(found.crowd.nonzero()) == 499
 
 
 def test_a_prediction_may_leave_the_categories_to_the_truth(tmp_path: Path, file: Path) -> None:
     bare = draw(tmp_path / "bare.json", {"x": ([[1]], [(1, 3, 0)])}, categories=[])
-    assert read_annotations(bare, None, read_annotations(file).categories).segments(0).labels.tolist() == [2]
+    assert read_annotations(bare, None, read_annotations(file).categories)[0].segments().labels.tolist() == [2]
     with pytest.raises(UserError, match="has no categories"):
         read_annotations(bare)
 
@@ -146,7 +141,10 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (damage(lambda c: c["categories"][0].pop("isthing")), "categories lack 'isthing'"),
     (damage(lambda c: c["categories"].pop(1)), "a segment of category 92, which is not among its categories"),
     (damage(lambda c: c["annotations"][0]["segments_info"].pop(1)), "000000000139.png has segment 7, which"),
-    (lambda file: save_picture(file.with_suffix("") / "000000000139.png", [[7, BIG, 256]]), "lists segment 9 of"),
+    (
+        lambda file: save_picture(file.with_suffix("") / "000000000139.png", [[7, BIG, 256]]),
+        "000000000139.png has no pixel of segment 9, which",
+    ),
     (lambda file: (file.with_suffix("") / "000000000139.png").unlink(), "cannot be read: no such file"),
     (lambda file: Image.new("L", (5, 2)).save(file.with_suffix("") / "000000000139.png"), "is of mode L, wanted RGB"),
     (lambda file: (file.with_suffix("") / "000000000139.png").write_bytes(b"\x89PNG"), "is no picture of a known"),
@@ -157,7 +155,7 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
 def test_a_file_that_is_wrong_is_one_line(file: Path, spoil: Callable[[Path], object], words: str) -> None:
     spoil(file)
     with pytest.raises(UserError) as error:
-        read_annotations(file).segments(0)
+        read_annotations(file)[0].segments()
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
