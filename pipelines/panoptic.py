@@ -104,9 +104,9 @@ def quality(truth: Annotations, prediction: Annotations) -> PanopticSums:
         for index, image_id in enumerate(truth.image_ids):
             true, found = truth[index].segments(), prediction[place[image_id]].segments()
             if true.map.shape != found.map.shape:
-                sizes = ("{}x{}".format(*segments.map.shape) for segments in (found, true))
+                sizes = " and ".join("{}x{}".format(*segments.map.shape) for segments in (found, true))
                 raise UserError(
-                    "image {}: the prediction is {} (height x width), the truth {}".format(image_id, *sizes)
+                    f"image {image_id}: prediction and truth are {sizes} pixels; predict it at its own size"
                 )
             sums.update(found, true)
             meter.advance()
