@@ -77,7 +77,7 @@ def segments_of_queries(
 ) -> Segments:
     """The segments of an image among the labels of its ranking (of one image), in the order of their first query.
 
-    things: bool [K].
+    things: bool [K]. All on one device, where the segments are then too.
     """
     rule = rule or SegmentRule()
     with full_precision(queries.mask_logits.device):

@@ -133,6 +133,7 @@ def make_scene(work: Work, item: Item) -> str | None:
     if smaller is None:
         _write_photo(item.photo, photo_path(work.to, item), work.photos)
     else:
+        assert instances is None  # no set with objects resizes its images
         small_photo, mask = smaller
         _write_jpeg(small_photo, photo_path(work.to, item))
     if instances is not None:

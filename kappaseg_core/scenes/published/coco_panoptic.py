@@ -53,11 +53,12 @@ def find(source: Path, options: Options) -> Found:
     read = {split: found for split, found in files.items() if found is not None}
     if not read:
         raise UserError(f"{source} holds no annotations/panoptic_val2017.json; {DOWNLOAD}")
+    first = next(iter(read.values())).categories
     for found in read.values():
-        if found.categories.things != (*[True] * THINGS, *[False] * (len(CLASSES) - THINGS)):
-            raise UserError(f"{found.path} has other things than COCO's, which are the first {THINGS}; unpack it again")
+        if found.categories != first or first.things != (*[True] * THINGS, *[False] * (len(CLASSES) - THINGS)):
+            raise UserError(f"{found.path} has other categories or other things than COCO's; unpack it again")
     items = [item for split, found in read.items() for item in _items(split, found, _photos(source, split))]
-    return Found(next(iter(read.values())).categories.names, items, next(iter(read.values())).categories.things)
+    return Found(first.names, items, first.things)
 
 
 def label_map(item: Item, options: Options) -> tuple[np.ndarray, np.ndarray]:

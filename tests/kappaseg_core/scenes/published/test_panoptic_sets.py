@@ -35,7 +35,7 @@ def test_an_object_of_two_classes_is_a_flaw(tmp_path: Path) -> None:
 def test_other_things_than_those_of_coco_are_refused(tmp_path: Path) -> None:
     made = coco.make(tmp_path)
     coco.with_other_things(tmp_path)
-    with pytest.raises(UserError, match="has other things than COCO's"):
+    with pytest.raises(UserError, match="has other categories or other things than COCO's"):
         coco_panoptic.find(made.source, coco_panoptic.Options())
 
 
