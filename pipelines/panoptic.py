@@ -105,9 +105,7 @@ def quality(truth: Annotations, prediction: Annotations) -> PanopticSums:
             true, found = truth[index].segments(), prediction[place[image_id]].segments()
             if true.map.shape != found.map.shape:
                 sizes = " and ".join("{}x{}".format(*segments.map.shape) for segments in (found, true))
-                raise UserError(
-                    f"image {image_id}: prediction and truth are {sizes} pixels; predict it at its own size"
-                )
+                raise UserError(f"image {image_id}: prediction and truth are {sizes} pixels; predict it at full size")
             sums.update(found, true)
             meter.advance()
     return sums

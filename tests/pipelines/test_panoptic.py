@@ -126,7 +126,7 @@ def test_predictions_that_do_not_belong_to_the_truth_are_refused(
     draw(files / "other.json", PREDICTED, categories=[*CATEGORIES, {**CATEGORIES[0], "id": 4}])
     refused(words, "other categories than truth.json; there are 4, wanted 3", capsys)
     draw(files / "other.json", {**PREDICTED, "000000000285": ([[1, 1]], [(1, 3, 0)])})
-    refused(words, "image 1: prediction and truth are 1x2 and 3x2 pixels; predict it at that size", capsys)
+    refused(words, "image 1: prediction and truth are 1x2 and 3x2 pixels; predict it at full size", capsys)
 
 
 def test_truth_is_not_written_over_other_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
