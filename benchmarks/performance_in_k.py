@@ -66,7 +66,7 @@ def introduction(comparisons: Mapping[str, Any]) -> Section:
         (
             "Segmenter with random weights on images of 512 x 512. *Published* is the network with all K labels as "
             "the published code computes it: attention with all of its weights held, K maps at full resolution, then "
-            "cross-entropy or arg-max (`benchmarks/published_way.py`); in inference also RankSeg's published way, "
+            "cross-entropy or arg-max (`pipelines/bench/published_way.py`); in inference also RankSeg's published way, "
             "which writes κ maps into K channels. *Plain* has kept labels and fused attention, and upsamples all ranks "
             "at once. *Ours* is what this project runs: loss and label map strip by strip "
             "(`stage2_segmentation/pixels.py`). A step of training is on two images of ViT-T or one of ViT-B, "

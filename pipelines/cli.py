@@ -17,6 +17,7 @@ from kappaseg_core.config import DataConfig, build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.bench.arguments import add_network
 from pipelines.import_arguments import add_import, run_import
 from pipelines.scale_config import add_flags, scale_of
 
@@ -200,6 +201,13 @@ def build_parser() -> Parser:
     )
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    bench = verb(
+        verbs, "bench", run_bench, "time and memory of a network on this machine, against the number of labels",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    bench.add_argument("action", choices=("network",))
+    add_network(bench)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -402,6 +410,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.network import bench_network
+
+    bench_network(arguments, split_settings(rest))
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
