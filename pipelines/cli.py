@@ -16,6 +16,7 @@ from kappaseg_core.config import build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, data_at, settings_help, split_settings
+from pipelines.bench.arguments import add_network
 from pipelines.import_arguments import add_import, run_import
 from pipelines.panoptic_arguments import add_panoptic, run_panoptic
 from pipelines.scale_config import add_flags, scale_of
@@ -207,6 +208,13 @@ def build_parser() -> Parser:
             settings="kappaseg_core.config:DataConfig",
         )
     )  # fmt: skip
+
+    bench = verb(
+        verbs, "bench", run_bench, "time and memory of a network on this machine, against the number of labels",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    bench.add_argument("action", choices=("network",))
+    add_network(bench)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -403,6 +411,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.network import bench_network
+
+    bench_network(arguments, split_settings(rest))
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:

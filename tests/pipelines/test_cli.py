@@ -29,7 +29,7 @@ from tests.settings_files import FILES, ROOT, kind_of, verb_of
 
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
         "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "panoptic": DataConfig,
-        "serve": ServeConfig}  # fmt: skip
+        "serve": ServeConfig, "bench": Stage2Config}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 
