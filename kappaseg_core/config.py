@@ -73,8 +73,15 @@ class BackboneConfig:
     """RGB mean in [0, 1] of the input normalisation; null = that of the model's published weights"""
     std: tuple[float, float, float] | None = None
     """RGB standard deviation in [0, 1]; null = as above"""
+    checkpointing: bool = False
+    """keep only what each block of the network begins with, and compute the rest again in the backward pass: the same
+    loss and gradients for less memory and about a third more time. Not for networks with batch normalisation"""
     options: dict[str, Any] = field(default_factory=dict)
     """further keyword arguments of the model's constructor, for example pad_type or img_size"""
+
+    def __post_init__(self) -> None:
+        if self.checkpointing and self.is_frozen:
+            raise ValueError("checkpointing = true, but a frozen backbone keeps nothing to save on; leave it out")
 
     @property
     def is_frozen(self) -> bool:
@@ -137,6 +144,9 @@ class LoopConfig:
     patience: int | None = None
     """stop once more than this many evaluations in a row brought no better value, and keep the best; null = never"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """train with torch.compile (the same up to rounding; the first step takes minutes). A part that the compiler fails
+    on, or all where there is no compiler, is computed without it, and a line says so"""
     device: str = "auto"
     """auto = the GPU where there is one, else the CPU"""
     loader_workers: int = 0

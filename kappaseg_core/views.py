@@ -58,6 +58,8 @@ def training_bank(
     target: what the examples' second item is ("labels", "mask"). examples.make must give images of one size.
     The first worker computes a missing bank; the others wait.
     """
+    network = to_plain(replace(config.backbone, weights=None, frozen=True))
+    del network["checkpointing"]  # changes no number
     key = {
         "format": 1,
         "target": target,
@@ -66,7 +68,7 @@ def training_bank(
         "classes": list(scenes.class_names),
         "options": to_plain(config.data.options),  # ignore values and id maps decide the stored targets
         "augment": to_plain(config.augment),
-        "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),
+        "backbone": network,
         "weights": start_of(config),
         "views": config.loop.cached_views,
         "seed": config.loop.seed,

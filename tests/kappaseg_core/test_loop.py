@@ -41,9 +41,9 @@ class Noise:
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3))
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(dropout))
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class Net(nn.Module):
 
 
 class NetTask(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = Net()
+        self.model = Net(dropout)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = nn.functional.binary_cross_entropy_with_logits(self.model(batch.image), batch.labels)
@@ -76,9 +76,10 @@ def train(
     kill_at: int | None = None,
     values: list[float] | None = None,
     lr: float = 0.05,
+    dropout: float = 0.3,
 ):
     run = open_run(folder, model="none", config={"x": 1}, class_names=("a", "b"), inputs={})
-    task = NetTask()
+    task = NetTask(dropout)
     scores = iter(values or [])
 
     def feed(first: int) -> Iterator[Batch]:
@@ -217,6 +218,14 @@ def test_paths_and_loader_workers_may_change_when_a_run_goes_on(tmp_path: Path) 
     assert isinstance(open_run(tmp_path, model="none", config=moved, class_names=(), inputs={}), RunDirectory)
     with pytest.raises(UserError, match=r"loop\.seed is 1 there, 2 here"):
         open_run(tmp_path, model="none", config={"out": "a", "loop": {"seed": 2}}, class_names=(), inputs={})
+
+
+def test_a_record_from_before_a_setting_is_as_if_it_were_off(tmp_path: Path) -> None:
+    open_run(tmp_path, model="none", config={"loop": {"seed": 1}}, class_names=(), inputs={})
+    (tmp_path / "summary.json").write_text("{}")
+    open_run(tmp_path, model="none", config={"loop": {"seed": 1, "compile": False}}, class_names=(), inputs={})
+    with pytest.raises(UserError, match=r"loop\.compile is None there, True here"):
+        open_run(tmp_path, model="none", config={"loop": {"seed": 1, "compile": True}}, class_names=(), inputs={})
 
 
 def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
