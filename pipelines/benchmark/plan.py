@@ -28,7 +28,10 @@ FREE = (
     "loop.save_every",
 )  # fmt: skip
 #: settings that there were not always. At null a step does what it did without them, and is done where it was done then
-LATER = ("init", "head.project", "head.self_attention")
+LATER = (
+    "init", "head.project", "head.self_attention", "head.groups", "head.grouping", "head.group_seed", "head.shortlist",
+    "head.shortlist_by", "head.shortlist_weight", "loss.negatives", "labels.loss.negatives",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

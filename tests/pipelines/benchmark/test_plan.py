@@ -19,7 +19,7 @@ from pipelines.arguments import split_settings
 from pipelines.benchmark.config import flat, laid_over, load_benchmark, scheme_of, words
 from pipelines.benchmark.expand import EVALUATION, UNREAD, expand
 from pipelines.benchmark.inputs import Inputs
-from pipelines.benchmark.plan import Plan, read_step
+from pipelines.benchmark.plan import Plan, read_step, without
 from tests.pipelines.benchmark.conftest import SCHEMES, Bench, ids
 from tests.pipelines.conftest import Chain, Refused
 
@@ -121,11 +121,16 @@ def test_settings_that_came_later_change_a_step_only_where_they_are_given(bench:
         step = plan.steps.pop(name)
         before = {key: value for key, value in step.settings.items() if key != "init"}
         if step.kind == "stage1":
-            later = ("project", "self_attention")
-            before["head"] = {key: value for key, value in step.settings["head"].items() if key not in later}
+            later = ("project", "self_attention", "groups", "grouping", "group_seed", "shortlist", "shortlist_by",
+                     "shortlist_weight")  # fmt: skip
+            before["head"] = without(step.settings["head"], later)
+            before["loss"] = without(step.settings["loss"], ["negatives"])
+        else:
+            before["labels"] = without(step.settings["labels"], ["loss.negatives"])
         assert plan.add(replace(step, settings=before)).fingerprint == step.fingerprint
-    bench.write(stage1={"head.self_attention": "all"})
-    assert changed(plan, bench.plan()) == standing_on(plan, "stage1-q2l-seed-0")
+    for new in ({"head.self_attention": "all"}, {"loss.negatives": 1}):
+        bench.write(stage1=new)
+        assert changed(plan, bench.plan()) == standing_on(plan, "stage1-q2l-seed-0")
 
 
 def test_other_images_or_another_weight_file_change_everything(bench: Bench, tmp_path: Path) -> None:
