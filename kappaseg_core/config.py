@@ -99,6 +99,12 @@ class LabelLossConfig:
     """let the gradient flow through the focusing weight (as in RankSeg's release; Query2Label stops it)"""
     reduction: Literal["batch_mean", "mean"] = "batch_mean"
     """batch_mean: sum over labels, mean over images (the rate does not depend on K); mean: over both"""
+    negatives: int | None = None
+    """train on the labels that the batch holds and so many of the others, drawn anew at each step and weighted so that
+    the expected loss is that over all labels; null = on all labels (as published)"""
+
+    def __post_init__(self) -> None:
+        refuse_below(1, self, "negatives")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
         def evaluate(network: nn.Module) -> dict[str, float]:
             assert isinstance(network, Classifier)
             scores = scores_of(network, test, test_rows, config.augment.image_size, here)
-            return ranking_quality(scores, test_truth, truth)
+            return ranking_quality(scores, test_truth, truth, shortlist=config.head.shortlist)
 
         return fit(
             MultiLabelTask(model, config.loss), feed, evaluate, optim=config.optim, loop=config.loop, run=run,

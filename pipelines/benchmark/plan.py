@@ -29,7 +29,11 @@ FREE = (
 )  # fmt: skip
 #: settings that there were not always. At null or false a step does what it did without them, and is done where it was
 #: done then
-LATER = ("init", "head.project", "head.self_attention", "backbone.checkpointing", "loop.compile")
+LATER = (
+    "init", "head.project", "head.self_attention", "head.groups", "head.grouping", "head.group_seed", "head.shortlist",
+    "head.shortlist_by", "head.shortlist_weight", "loss.negatives", "labels.loss.negatives", "backbone.checkpointing",
+    "loop.compile",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("encoder", {"heads": 2, "pooled": 0}),
     ("encoder", {"heads": 2, "pooled": 2, "attend": "patches"}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "chunk": 2}),
+    ("decoder", {"heads": 2, "ffn": 16, "pooled": 2, "shortlist": 3}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
 ]
 
@@ -151,3 +152,36 @@ def test_a_branch_may_start_from_how_common_labels_are(built: tuple[nn.Module, n
             parameter.zero_()
     branch.set_prior(frequency)  # type: ignore[operator]
     torch.testing.assert_close(branch(host, maps(2), None).label_logits.sigmoid(), frequency.expand(2, -1))
+
+
+def test_a_branch_that_can_learn_from_some_labels_gives_their_logits_and_ranks_all_as_before(
+    built: tuple[nn.Module, nn.Module],
+) -> None:
+    host, branch = built
+    if not branch.samples_labels:
+        return
+    labels = torch.tensor([4, 1])
+    whole, seen = branch(host, maps(2), None), branch(host, maps(2), None, labels)
+    torch.testing.assert_close(seen.label_logits, whole.label_logits)
+    assert not seen.label_logits.requires_grad
+    everything = branch(host, maps(2), None, torch.arange(K)).learnt_logits
+    torch.testing.assert_close(seen.learnt_logits, everything[:, labels])
+    own = host.cls_emb.detach().expand(2, -1, -1).clone()  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(branch(host, maps(2), own, labels).learnt_logits, seen.learnt_logits)
+
+
+def test_a_decoder_with_a_shortlist_ranks_the_picked_labels_by_their_own_logits() -> None:
+    host, branch = network("decoder", {**SMALL["decoder"], "shortlist": 3})
+    plain = network("decoder", SMALL["decoder"])[1]
+    plain.load_state_dict({k: v for k, v in branch.state_dict().items() if not k.startswith("first.")})
+    seen, whole = branch(host, maps(2), None), plain(host, maps(2), None)
+    labels = branch.first(maps(2)).topk(3).indices  # type: ignore[operator]
+    torch.testing.assert_close(seen.label_logits.gather(1, labels), whole.label_logits.gather(1, labels))
+    assert torch.equal(seen.label_logits.topk(3).indices.sort().values, labels.sort().values)
+    assert seen.learnt_logits is None and seen.supervised == ()  # there is nothing to learn from in evaluation
+    learning = branch.train()(host, maps(2), None)
+    assert learning.learnt_logits.shape == (2, K)
+    ((weight, first),) = learning.supervised
+    assert weight == 1.0 and torch.equal(first, branch.first(maps(2)))  # type: ignore[operator]
+    with pytest.raises(UserError, match="shortlist 5 of 5 labels"):
+        network("decoder", {**SMALL["decoder"], "shortlist": 5})
