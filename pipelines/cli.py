@@ -55,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message. A loader process hands its error on as a traceback's text, `kind: message` at its end."""
-    text = str(error).strip()
-    if "\nOriginal Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return " ".join(str(error).split())
 
 
 class Parser(argparse.ArgumentParser):
