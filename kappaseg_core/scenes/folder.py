@@ -109,7 +109,9 @@ class FolderScenes:
         self.class_names, self.image_ids = class_names, image_ids
         self._photos = photos
         self._table = value_table(options.ignore, options.id_map, class_names)
-        self.things = None if options.instances is None else read_things(root / "things.txt", class_names)
+        self.things: tuple[bool, ...] | None = None
+        if options.instances is not None:
+            self.things = _things(root, options.instances, class_names)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -233,6 +235,15 @@ def read_things(path: Path, class_names: tuple[str, ...]) -> tuple[bool, ...]:
     if unknown:
         raise UserError(f"list of things {path} has {unknown[0]!r}, which is no class; write it as classes.txt does")
     return tuple(name in listed for name in class_names)
+
+
+def _things(root: Path, instances: str, class_names: tuple[str, ...]) -> tuple[bool, ...]:
+    """Those of a folder with instance maps. Raises UserError where their folder or the list is missing."""
+    if not (root / instances).is_dir():
+        raise UserError(
+            f"data.options.instances = {instances!r}: {root / instances} is no folder; name that of the instance maps"
+        )
+    return read_things(root / "things.txt", class_names)
 
 
 def read_split(root: Path, split: str) -> list[str]:

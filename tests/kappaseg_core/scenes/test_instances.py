@@ -125,6 +125,11 @@ def test_a_missing_instance_map_is_named(cars: DataFolder) -> None:
     assert "instances/x.png does not exist; add it" in line(cars)
 
 
+def test_a_folder_of_instance_maps_that_is_not_there_is_one_line_and_not_one_per_image(cars: DataFolder) -> None:
+    with pytest.raises(UserError, match=r"data.options.instances = 'objects': .*/objects is no folder; name that"):
+        cars.open(instances="objects")
+
+
 def test_an_instance_map_of_another_size_is_refused(cars: DataFolder) -> None:
     write(cars, "x", INSTANCES[:2])
     assert "instances/x.png is 2x5 (height x width), its mask is 3x5" in line(cars)
