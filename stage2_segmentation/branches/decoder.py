@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
-from kappaseg_core.label_heads import PooledLinear, Query2Label
+from kappaseg_core.label_heads import LabelHead, Query2Label, build_head
 from kappaseg_core.label_heads.shortlist import check_shortlist, merged, picked
 from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
@@ -30,6 +31,8 @@ class Options:
     shortlist: int | None = None
     """a linear layer that is trained along picks this many labels of an image, and these alone are scored for the
     ranking (ours); null = all labels are"""
+    shortlist_by: Literal["gap", "lse"] = "gap"
+    """how that layer pools: the mean, or a soft maximum over the cells, which costs as much for every cell"""
     shortlist_weight: float = 1.0
     """of the loss of the layer that picks, beside that of the decoder"""
 
@@ -63,18 +66,19 @@ class DecoderBranch(nn.Module):
         )  # fmt: skip
         del self.query2label.queries  # the host's class embeddings are asked instead
         self.query2label.project.apply(init_linear)
-        self.first: PooledLinear | None = None
+        self.first: LabelHead | None = None
         if options.shortlist is not None:
             check_shortlist(options.shortlist, num_classes, self.query2label)
-            self.first = PooledLinear(in_channels, num_classes, dropout=0.0)
+            self.first = build_head(options.shortlist_by, in_channels, num_classes)
             self.shortlist, self.weight = options.shortlist, options.shortlist_weight
 
     def forward(
         self, host: TokenHost, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None
     ) -> Seen:
         queries = host.cls_emb if classes is None else classes
-        memory = self.query2label.read(F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features)
-        first = None if self.first is None else self.first(features)
+        cells = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
+        memory = self.query2label.read(cells)
+        first = None if self.first is None else self.first(cells)
         learnt = None
         if labels is not None or (self.training and first is not None):
             learnt = self.query2label.scores_of(memory, queries, labels)

@@ -15,12 +15,14 @@ from stage2_segmentation.hosts import build_host
 from tests.tensors import PRIME, Created
 
 K, CHANNELS, WIDTH = 5, 8, 12
-SMALL: dict[str, dict[str, Any]] = {"encoder": {"heads": 2, "pooled": 2}, "decoder": {"heads": 2, "ffn": 16}}
+SMALL: dict[str, dict[str, Any]] = {"encoder": {"heads": 2, "pooled": 2}, "decoder": {"heads": 2, "ffn": 16},
+                                    "group": {"heads": 2, "ffn": 16, "groups": 2}}  # fmt: skip
 VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("encoder", {"heads": 2, "pooled": 0}),
     ("encoder", {"heads": 2, "pooled": 2, "attend": "patches"}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "chunk": 2}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 2, "shortlist": 3}),
+    ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "shortlist": 3, "shortlist_by": "lse"}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
 ]
 
@@ -49,7 +51,9 @@ def built(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
 
 def test_an_unknown_branch_is_refused_with_the_known_ones() -> None:
     host = network("pooled", {})[0]
-    with pytest.raises(UserError, match=r"labels.head = 'nosuch' is unknown; there are: decoder, encoder, pooled"):
+    with pytest.raises(
+        UserError, match=r"labels.head = 'nosuch' is unknown; there are: decoder, encoder, group, pooled"
+    ):
         build_branch("nosuch", host, num_classes=K, in_channels=CHANNELS, options={})
     with pytest.raises(UserError, match=r"labels\.options\.poled.*did you mean pooled"):
         build_branch("encoder", host, num_classes=K, in_channels=CHANNELS, options={"poled": 2})
@@ -171,8 +175,9 @@ def test_a_branch_that_can_learn_from_some_labels_gives_their_logits_and_ranks_a
 
 
 def test_a_decoder_with_a_shortlist_ranks_the_picked_labels_by_their_own_logits() -> None:
-    host, branch = network("decoder", {**SMALL["decoder"], "shortlist": 3})
-    plain = network("decoder", SMALL["decoder"])[1]
+    sizes = {**SMALL["decoder"], "pooled": 0}
+    host, branch = network("decoder", {**sizes, "shortlist": 3})
+    plain = network("decoder", sizes)[1]
     plain.load_state_dict({k: v for k, v in branch.state_dict().items() if not k.startswith("first.")})
     seen, whole = branch(host, maps(2), None), plain(host, maps(2), None)
     labels = branch.first(maps(2)).topk(3).indices  # type: ignore[operator]
