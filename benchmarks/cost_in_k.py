@@ -214,7 +214,7 @@ def training(variant: Variant, model: SegmentationModel, images: Tensor, ranking
         if variant.way == "backbone":
             loss = model.backbone(images).float().square().mean()
         else:
-            logits = model(images, ranking)
+            logits = model(images, ranking).rank_logits
             if variant.way == "ours":
                 loss, _ = segmentation_loss(logits, mask, ranking, variant.classes, cell=model.cell)
             else:
@@ -234,7 +234,7 @@ def inference(variant: Variant, model: SegmentationModel, images: Tensor, rankin
             return model.backbone(images)
         if variant.way == "ours":
             return segmented(model, images[0], ranking, InferenceConfig(), size=size).label_map
-        logits = model(images, ranking).float()
+        logits = model(images, ranking).rank_logits.float()
         if variant.way == "published" and variant.kappa:
             return map_by_scatter(logits, ranking.labels, variant.classes, size)
         ranks = map_of_all_labels(logits, size)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kappaseg_core.config import LoopConfig
@@ -50,12 +49,13 @@ def batches(
         yield replace(batch, progress=(first_step + number // loop.accumulate) / loop.steps)
 
 
-def collate(samples: Sequence[tuple[Tensor, Any, str]], *, given: str, target: str) -> Batch:
-    """(image or features, target, image_id) samples → a Batch with the fields `given` and `target` filled."""
+def collate(samples: Sequence[tuple[Any, Any, str]], *, given: str, target: str) -> Batch:
+    """(image or feature maps, target, image_id) samples → a Batch with the fields `given` and `target` filled."""
     inputs, targets, ids = zip(*samples, strict=True)
     goal = torch.stack([torch.as_tensor(t) for t in targets])
     goal = goal.float() if target == "labels" else goal.long()
-    tensors: dict[str, Any] = {given: torch.stack(inputs), target: goal}
+    together = torch.stack(inputs) if given == "image" else tuple(map(torch.stack, zip(*inputs, strict=True)))
+    tensors: dict[str, Any] = {given: together, target: goal}
     return Batch(ids, **tensors)
 
 

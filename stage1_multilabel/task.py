@@ -24,7 +24,7 @@ class MultiLabelTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
-        logits = self.model(batch.image) if batch.features is None else self.model.head(batch.features).float()
+        logits = self.model(batch.image) if batch.features is None else self.model.head(batch.features[-1]).float()
         loss = self.loss(logits, batch.labels)
         with torch.no_grad():
             hits = ((logits > 0) & (batch.labels > 0)).sum() / batch.labels.clamp(min=0).sum().clamp(min=1)

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads import Query2Label
-from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)

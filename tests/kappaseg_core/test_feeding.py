@@ -92,12 +92,13 @@ def test_training_workers_and_micro_batches_divide_the_batch(accumulate: int) ->
 
 def test_samples_are_stacked_with_the_types_that_tasks_expect() -> None:
     mask = torch.tensor([[3, -1]], dtype=torch.int16).numpy()
-    batch = collate([(torch.ones(2), mask, "a"), (torch.zeros(2), mask, "b")], given="features", target="mask")
+    maps = [(torch.ones(2), torch.ones(1)), (torch.zeros(2), torch.zeros(1))]
+    batch = collate([(maps[0], mask, "a"), (maps[1], mask, "b")], given="features", target="mask")
     assert batch.image_id == ("a", "b")
     assert (batch.image, batch.labels) == (None, None)
     assert batch.features is not None
     assert batch.mask is not None
-    assert batch.features.tolist() == [[1, 1], [0, 0]]
+    assert [one.tolist() for one in batch.features] == [[[1, 1], [0, 0]], [[1], [0]]]
     assert batch.mask.dtype == torch.int64
     assert batch.mask.tolist() == [[[3, -1]]] * 2
     labels = collate([(torch.ones(2), torch.tensor([1, 0], dtype=torch.uint8), "a")], given="image", target="labels")
