@@ -193,7 +193,7 @@ def inference(
     def maps() -> Tensor:
         if variant.way in ("ours", "strips"):
             return label_maps(model, images, ranking, size)
-        logits = model(images, ranking).float()
+        logits = model(images, ranking).rank_logits.float()
         if variant.way == "published" and variant.kappa:
             return map_by_scatter(logits, ranking.labels, variant.classes, size)
         return to_label_space(map_of_all_labels(logits, size), ranking)
@@ -219,7 +219,7 @@ def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size:
     seen = model.look(images)
     if seen.label_logits is not None:
         ranking = top_kappa(seen.label_logits.float().sigmoid(), ranking.kappa)
-    cells = model.segment(seen, ranking).float().permute(0, 2, 3, 1)
+    cells = model.segment(seen, ranking).rank_logits.float().permute(0, 2, 3, 1)
     rows, columns = (
         Axis.of(axis_weights(count, model.cell, pixels), cells)
         for count, pixels in zip(cells.shape[1:3], size, strict=True)

@@ -16,9 +16,10 @@ from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads.pooled import log_odds
 from kappaseg_core.precision import full_precision
-from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.hosts.transformer import Block
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)
