@@ -201,6 +201,22 @@ def build_parser() -> Parser:
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
 
+    plan = verb(
+        verbs, "plan", run_plan, "look at a data set and write settings for it that fit into this machine",
+        settings="kappaseg_core.config:DataConfig",
+    )  # fmt: skip
+    plan.add_argument("root", metavar="DATA", nargs="?", help="folder of the data set, or a packed file")
+    plan.add_argument("--out", default="plan", metavar="DIR", help="where the files go (default: plan)")
+    plan.add_argument("--check", metavar="FILE", help="estimate an edited file instead, for example plan/stage2.yaml")
+    plan.add_argument("--memory", type=float, metavar="GIB", help="to plan for (default: what is free)")
+    plan.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    plan.add_argument("--backbone", metavar="NAME", help="model of timm, for all parts (default: that of the recipe)")
+    plan.add_argument("--weights", metavar="FILE", help="weight file of the backbone")
+    plan.add_argument("--crop", type=int, metavar="PIXELS", help="side of the images trained on, for all parts")
+    plan.add_argument("--images", type=int, metavar="N", help="training masks to read, a sample (default: all)")
+    plan.add_argument("--overwrite", action="store_true", help="replace files of an earlier plan in DIR")
+    plan.add_argument("--measure", action="store_true", help="take steps, for the hours, instead of counting products")
+
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
     cost.add_argument("--json", action="store_true", help="print JSON")
@@ -388,13 +404,7 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in ("source", "to", "photos", "workers", "partial"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is for data prepare; see kappaseg data --help")
-    values: dict[str, Any] = {}
-    for name, text in split_settings(rest):
-        override(values, name.removeprefix("data."), text)
-    root = Path(arguments.root)
-    data = replace(build(DataConfig, values, source="command line"), root=str(root))
-    if "kind" not in values and root.is_file():
-        data = replace(data, kind="packed")
+    data = data_of(arguments.root, rest)
     from pipelines.data import check_data, pack_data
 
     if arguments.action == "check":
@@ -402,6 +412,27 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def data_of(root: str, words: list[str]) -> DataConfig:
+    """A data set as given on the command line: `data.` may be left out, and a file is a packed one."""
+    values: dict[str, Any] = {}
+    for name, text in split_settings(words):
+        override(values, name.removeprefix("data."), text)
+    data = replace(build(DataConfig, values, source="command line"), root=root)
+    return replace(data, kind="packed") if "kind" not in values and Path(root).is_file() else data
+
+
+def run_plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    data = data_of(arguments.root or "", rest)
+    from pipelines.plan.run import Wishes, check_file, plan
+
+    given = {name: value for name, value in vars(arguments).items() if name in Wishes.__dataclass_fields__}
+    wishes = Wishes(**{**given, "out": Path(arguments.out)})
+    if arguments.check:
+        check_file(Path(arguments.check), wishes)
+        return
+    plan(data, wishes)
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
