@@ -39,8 +39,8 @@ from kappaseg_core.structures import SceneSet
 #: settings that do not change what a run computes on one device: a run may be continued with other values. Paths are
 #: among them because what they lead to is compared by fingerprint (`inputs`).
 FREE_SETTINGS = {
-    "loop.loader_workers", "loop.save_every", "out", "name", "data.root", "backbone.weights", "source.cache",
-    "source.url", "init", "backbone.checkpointing",
+    "loop.loader_workers", "loop.loader_start", "loop.loader_prefetch", "loop.save_every", "out", "name", "data.root",
+    "backbone.weights", "backbone.checkpointing", "source.cache", "source.url", "init",
 }  # fmt: skip
 FREE_KEYS = {f"config.{name}" for name in FREE_SETTINGS}
 #: what `inputs` of a run has that was not trained here: the format of the file that it is from

@@ -99,6 +99,12 @@ class LabelLossConfig:
     """let the gradient flow through the focusing weight (as in RankSeg's release; Query2Label stops it)"""
     reduction: Literal["batch_mean", "mean"] = "batch_mean"
     """batch_mean: sum over labels, mean over images (the rate does not depend on K); mean: over both"""
+    negatives: int | None = None
+    """train on the labels that the batch holds and so many of the others, drawn anew at each step and weighted so that
+    the expected loss is that over all labels; null = on all labels (as published)"""
+
+    def __post_init__(self) -> None:
+        refuse_below(1, self, "negatives")
 
 
 @dataclass(frozen=True)
@@ -150,13 +156,20 @@ class LoopConfig:
     device: str = "auto"
     """auto = the GPU where there is one, else the CPU"""
     loader_workers: int = 0
+    """processes that read and augment; 0 = the training process does. `kappaseg bench data` says how many it takes"""
+    loader_start: Literal["fork", "forkserver", "spawn"] | None = None
+    """how these are started; null = the platform's way. Forked ones start at once; the others share nothing with a
+    process that has threads or a GPU"""
+    loader_prefetch: int = 2
+    """batches that each of them has ready"""
     seed: int = 0
     cached_views: int = 0
     """with a frozen backbone: compute its features for this many augmented views of each image once and train on them;
     0 = augment and compute anew at every step (as a backbone that is trained always does)"""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "steps", "batch_size", "accumulate", "save_every", "log_every")
+        refuse_below(1, self, "steps", "batch_size", "accumulate", "save_every", "log_every", "loader_prefetch")
+        refuse_below(0, self, "loader_workers")
         if self.cached_views < 0:
             raise ValueError(f"cached_views = {self.cached_views}, wanted 0 (no cache) or more")
         if self.batch_size % self.accumulate:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kappaseg_core.backbones import Backbone
-from kappaseg_core.label_heads import Attention
+from kappaseg_core.label_heads.attention import Attention
 
 
 @dataclass(frozen=True)

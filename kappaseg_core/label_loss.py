@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.config import LabelLossConfig
+from kappaseg_core.label_sample import LabelSample
 
 Reduction = Literal["batch_mean", "mean"]
 
@@ -35,6 +36,8 @@ class AsymmetricLoss(nn.Module):
 
     forward: logits [B, K] of any float type, targets [B, K]: 1 present, 0 absent, -1 unknown (ignored) → scalar.
     Unknown labels stay in the denominator, which is thus the same for all workers and never 0.
+    sample: the labels that the logits are of, [B, n], and their weights; targets are then still those of all K labels,
+    over which "mean" goes as before.
     """
 
     def __init__(
@@ -58,13 +61,16 @@ class AsymmetricLoss(nn.Module):
             loss.gamma_neg, loss.gamma_pos, loss.clip, focus_gradient=loss.focus_gradient, reduction=loss.reduction
         )
 
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, sample: LabelSample | None = None) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        divisor = targets.numel() if self.reduction == "mean" else len(targets)
+        if sample is not None:
+            targets = targets[:, sample.labels]
         present = targets > 0
         log_true = torch.where(present, F.logsigmoid(logits), self.log_absent(logits))
         loss = -log_true * self.focus(log_true, present)
-        total = torch.where(targets >= 0, loss, 0.0).sum()
-        return total / (logits.numel() if self.reduction == "mean" else len(logits))
+        loss = torch.where(targets >= 0, loss, 0.0)
+        return (loss if sample is None else loss * sample.weight).sum() / divisor
 
     def log_absent(self, logits: Tensor) -> Tensor:
         """log min(1, 1 - p + clip)."""

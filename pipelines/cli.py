@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kappaseg_core.config import DataConfig, build, load_config, override
+from kappaseg_core.config import build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
-from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.arguments import apart, data_at, settings_help, split_settings
+from pipelines.bench.arguments import add_network
 from pipelines.import_arguments import add_import, run_import
+from pipelines.panoptic_arguments import add_panoptic, run_panoptic
+from pipelines.plan.arguments import add_plan
 from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
@@ -54,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message. A loader process hands its error on as a traceback's text, `kind: message` at its end."""
-    text = str(error).strip()
-    if "\nOriginal Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return " ".join(str(error).split())
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,21 +199,26 @@ def build_parser() -> Parser:
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
 
-    plan = verb(
-        verbs, "plan", run_plan, "look at a data set and write settings for it that fit into this machine",
-        settings="kappaseg_core.config:DataConfig",
+    add_plan(
+        verb(
+            verbs, "plan", run_plan, "look at a data set and write settings for it that fit into this machine",
+            settings="kappaseg_core.config:DataConfig",
+        )
     )  # fmt: skip
-    plan.add_argument("root", metavar="DATA", nargs="?", help="folder of the data set, or a packed file")
-    plan.add_argument("--out", default="plan", metavar="DIR", help="where the files go (default: plan)")
-    plan.add_argument("--check", metavar="FILE", help="estimate an edited file instead, for example plan/stage2.yaml")
-    plan.add_argument("--memory", type=float, metavar="GIB", help="to plan for (default: what is free)")
-    plan.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    plan.add_argument("--backbone", metavar="NAME", help="model of timm, for all parts (default: that of the recipe)")
-    plan.add_argument("--weights", metavar="FILE", help="weight file of the backbone")
-    plan.add_argument("--crop", type=int, metavar="PIXELS", help="side of the images trained on, for all parts")
-    plan.add_argument("--images", type=int, metavar="N", help="training masks to read, a sample (default: all)")
-    plan.add_argument("--overwrite", action="store_true", help="replace files of an earlier plan in DIR")
-    plan.add_argument("--measure", action="store_true", help="take steps, for the hours, instead of counting products")
+
+    add_panoptic(
+        verb(
+            verbs, "panoptic", run_panoptic, "segments: write those of a data set, measure predicted ones, draw them",
+            settings="kappaseg_core.config:DataConfig",
+        )
+    )  # fmt: skip
+
+    bench = verb(
+        verbs, "bench", run_bench, "time and memory of a network on this machine, against the number of labels",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    bench.add_argument("action", choices=("network",))
+    add_network(bench)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -404,7 +407,7 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in ("source", "to", "photos", "workers", "partial"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is for data prepare; see kappaseg data --help")
-    data = data_of(arguments.root, rest)
+    data = data_at(arguments.root, split_settings(rest))
     from pipelines.data import check_data, pack_data
 
     if arguments.action == "check":
@@ -414,25 +417,27 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
 
 
-def data_of(root: str, words: list[str]) -> DataConfig:
-    """A data set as given on the command line: `data.` may be left out, and a file is a packed one."""
-    values: dict[str, Any] = {}
-    for name, text in split_settings(words):
-        override(values, name.removeprefix("data."), text)
-    data = replace(build(DataConfig, values, source="command line"), root=root)
-    return replace(data, kind="packed") if "kind" not in values and Path(root).is_file() else data
-
-
 def run_plan(arguments: argparse.Namespace, rest: list[str]) -> None:
-    data = data_of(arguments.root or "", rest)
+    settings = split_settings(rest)
+    if arguments.check and (arguments.root or settings):
+        raise UserError("plan --check FILE takes the data set from FILE; leave out DATA and its settings")
+    if not arguments.check and not arguments.root:
+        raise UserError("plan needs DATA, the folder of a data set, or --check FILE; see kappaseg plan --help")
+    data = data_at(arguments.root or "", settings)
     from pipelines.plan.run import Wishes, check_file, plan
 
     given = {name: value for name, value in vars(arguments).items() if name in Wishes.__dataclass_fields__}
     wishes = Wishes(**{**given, "out": Path(arguments.out)})
     if arguments.check:
         check_file(Path(arguments.check), wishes)
-        return
-    plan(data, wishes)
+    else:
+        plan(data, wishes)
+
+
+def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.network import bench_network
+
+    bench_network(arguments, split_settings(rest))
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:

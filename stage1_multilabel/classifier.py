@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from kappaseg_core.backbones import Backbone, build_backbone
 from kappaseg_core.config import BackboneConfig, build
-from kappaseg_core.label_heads import PooledLinear, Query2Label, build_head
+from kappaseg_core.label_heads import LabelHead, build_head
 from stage1_multilabel.config import HeadConfig, Stage1Config
 
 
 class Classifier(nn.Module):
     """Backbone and label head. forward: images f32 [B, 3, S, S], normalised → logits f32 [B, K]."""
 
-    def __init__(self, backbone: Backbone, head: Query2Label | PooledLinear, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, head: LabelHead, num_classes: int) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
 

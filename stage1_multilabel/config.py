@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from kappaseg_core.config import (
     BackboneConfig,
@@ -19,9 +19,9 @@ from kappaseg_core.config import (
 class HeadConfig:
     """The label head on the backbone's final map."""
 
-    preset: Literal["rankseg", "official", "fast", "gap", "lse"] = "rankseg"
+    preset: Literal["rankseg", "official", "fast", "gap", "lse", "group"] = "rankseg"
     """rankseg: our guess of the paper's slim head; official: Query2Label's; fast: a quarter of its cost;
-    gap, lse: one linear layer with average or soft maximum pooling"""
+    gap, lse: one linear layer with average or soft maximum pooling; group: a query per group of labels (ML-Decoder)"""
     width: int | None = None
     """overrides the preset's width; null = the preset's"""
     ffn: int | None = None
@@ -34,11 +34,56 @@ class HeadConfig:
     """a linear layer between the map and the head; null = where their widths differ"""
     dropout: float | None = None
     chunk: int | None = None
-    """score the labels this many at a time (same result, bounded memory); null = all at once"""
+    """score the labels (group: the groups) this many at a time (same result, bounded memory); null = all at once"""
+    groups: int | None = None
+    """preset group: how many groups; null = 100, or one per label where there are fewer"""
+    grouping: Literal["index", "shuffled"] | None = None
+    """preset group: which labels share a query. index: neighbours in the list of classes; shuffled: drawn from
+    group_seed; null = index"""
+    group_seed: int | None = None
+    """preset group, shuffled; null = 0"""
+    shortlist: int | None = None
+    """at inference, a linear layer that is trained along picks this many labels of an image, and the head scores these
+    alone; null = the head scores all labels (as published)"""
+    shortlist_by: Literal["gap", "lse"] | None = None
+    """the layer that picks; null = gap. lse finds labels that fill few cells, and costs as much for every cell"""
+    shortlist_weight: float | None = None
+    """of the loss of the layer that picks, beside 1 for the head's; null = 1"""
 
-    def overrides(self) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        refuse_below(1, self, "chunk", "groups", "shortlist")
+        refuse_below(0, self, "group_seed", "shortlist_weight")
+        if self.preset != "group":
+            refuse_given(self, "groups", "grouping", "group_seed", without="preset group")
+        if self.shortlist is None:
+            refuse_given(self, "shortlist_by", "shortlist_weight", without="a shortlist")
+        elif self.labels_attend or self.preset in ("gap", "lse", "group"):
+            raise ValueError(f"shortlist = {self.shortlist}, but {self.together}; set shortlist null")
+        if self.group_seed is not None and self.grouping != "shuffled":
+            raise ValueError(f"group_seed = {self.group_seed}, but only grouping = shuffled draws from it")
+
+    @property
+    def labels_attend(self) -> bool:
+        """Whether a label's score depends on which others are scored with it."""
+        return self.self_attention in ("not_first", "all")
+
+    @property
+    def together(self) -> str:
+        """Why some labels alone cannot be scored, or need not be."""
+        if self.labels_attend:
+            return f"with self_attention = {self.self_attention} labels depend on each other"
+        return f"preset = {self.preset} " + ("has a query per group" if self.preset == "group" else "is linear")
+
+    def overrides(self) -> dict[str, Any]:
         """What differs from the preset."""
         return {k: v for k, v in vars(self).items() if k != "preset" and v is not None}
+
+
+def refuse_given(config: object, *names: str, without: str) -> None:
+    """Raise ValueError for the first of these settings that is not null."""
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            raise ValueError(f"{name} = {value} does nothing without {without}; leave it out")
 
 
 @dataclass(frozen=True)
@@ -81,6 +126,10 @@ class Stage1Config:
     backbone.weights, or from random numbers"""
     fold: tuple[int, int] | None = None
     """[i, n]: train without the images of fold i of n (set by `kappaseg rank --folds n`)"""
+
+    def __post_init__(self) -> None:
+        if self.loss.negatives is not None and (self.head.labels_attend or self.head.preset == "group"):
+            raise ValueError(f"loss.negatives = {self.loss.negatives}, but {self.head.together}; set it null")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ KAPPAS = (5, 10, 20, 25, 50, 100)
 SELECTION_METRIC = "mean_class_coverage"
 
 
-def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dict[str, float]:
+def ranking_quality(
+    scores: Tensor, truth: NDArray, train_truth: NDArray, *, shortlist: int | None = None
+) -> dict[str, float]:
     """Flat numbers in 0..1 (κ for 99 % in ranks).
 
     scores: f32 [N, K].   truth, train_truth: pixels per label [N, K], [M, K].
@@ -28,6 +30,8 @@ def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dic
     prior_mAP: a score that is the same for every image orders the images of a label by chance, which comes to the share
     of images that hold it.
     mean_class_coverage: class_coverage averaged over the reported κ.
+    shortlist_recall: share of the labels present that a head with a short-list of so many labels has picked, which are
+    its first ranks; only with one.
     """
     pixels = torch.from_numpy(truth).long()
     num_classes = scores.shape[1]
@@ -51,4 +55,8 @@ def ranking_quality(scores: Tensor, truth: NDArray, train_truth: NDArray) -> dic
         numbers |= {
             f"{name}{key}": math.nan if v is None else float(v) for key, v in found.items() if key.startswith(shown)
         }
+    if shortlist is not None:
+        sums = CoverageSums(num_classes, [shortlist])
+        sums.update(pixels, rank_lookup(rankings[""], num_classes))
+        numbers["shortlist_recall"] = float(sums.summary()[f"recall@{shortlist}"] or 0.0)
     return numbers

@@ -12,7 +12,7 @@ from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
 from stage2_segmentation.branches import Seen, build_branch, class_table
-from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.config import LabelsConfig, Stage2Config
 from stage2_segmentation.hosts import build_host
 from stage2_segmentation.sources import ranks_of
 
@@ -47,18 +47,22 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
         return self.segment(self.look(images), ranking)
 
-    def look(self, images: Tensor) -> Seen:
-        """Everything about images that does not depend on their ranking."""
-        if not self.class_tokens:
-            return self.read(self.backbone(images))
-        features, classes = self.backbone.with_tokens(images, class_table(self.host))
-        return self.read(features, classes)
+    def look(self, images: Tensor, labels: Tensor | None = None) -> Seen:
+        """Everything about images that does not depend on their ranking.
 
-    def read(self, features: Tensor, classes: Tensor | None = None) -> Seen:
+        labels: i64 [n], those that the label branch learns from in this step; None = all.
+        """
+        if not self.class_tokens:
+            return self.read(self.backbone(images), labels=labels)
+        features, classes = self.backbone.with_tokens(images, class_table(self.host))
+        return self.read(features, classes, labels)
+
+    def read(self, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
         """The same from the backbone's map [B, C, h, w]."""
         if self.branch is None:
             return Seen(features, classes=classes)
-        seen: Seen = self.branch(self.host, features, classes)
+        only = () if labels is None else (labels,)
+        seen: Seen = self.branch(self.host, features, classes, *only)
         return seen
 
     def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
@@ -82,12 +86,12 @@ def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationMo
     joined = config.class_tokens == "backbone"
     if joined:
         check_class_tokens(config, backbone, host)
+    branch = build_branch(
+        config.labels.head, host, num_classes=num_classes, in_channels=backbone.channels, options=config.labels.options
+    )
+    check_negatives(config.labels, branch)
     return SegmentationModel(
-        backbone, host,
-        build_branch(
-            config.labels.head, host, num_classes=num_classes, in_channels=backbone.channels,
-            options=config.labels.options,
-        ),
+        backbone, host, branch,
         all_labels=num_classes if config.source.train == "complete" else None, class_tokens=joined,
     )  # fmt: skip
 
@@ -102,6 +106,15 @@ def build_model(config: dict[str, Any], class_names: tuple[str, ...]) -> Segment
 def scale_length(config: Stage2Config, num_classes: int) -> int:
     """Ranks that the rank scale has parameters for."""
     return ranks_of(config.source.train, config.source.kept(num_classes), num_classes)
+
+
+def check_negatives(labels: LabelsConfig, branch: nn.Module | None) -> None:
+    """Raise UserError where the branch learns from a sample of the labels, and cannot."""
+    if labels.loss.negatives is not None and not getattr(branch, "samples_labels", False):
+        raise UserError(
+            f"labels.loss.negatives = {labels.loss.negatives}, but labels.head = {labels.head} does not score some "
+            "labels alone; use labels.head decoder or pooled, or set it null"
+        )
 
 
 def check_class_tokens(config: Stage2Config, backbone: Backbone, host: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.label_loss import AsymmetricLoss
+from kappaseg_core.label_sample import LabelSample, draw_labels
 from kappaseg_core.optim import Part, backbone_part, parameter_groups
 from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, mix_missed, presence
 from kappaseg_core.structures import Batch
@@ -42,15 +43,13 @@ class SegmentTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
-        if batch.features is None:
-            assert batch.image is not None
-            seen = self.model.look(batch.image)
-        else:
-            seen = self.model.read(batch.features)
-        if seen.label_logits is None:
-            return self.segmentation(seen, batch)
+        if self.model.branch is None:
+            return self.segmentation(self.seen(batch), batch)
         present = presence(batch.mask, self.num_classes)
-        label_loss = self.label_loss(seen.label_logits, present.float())
+        sample = draw_labels(present, self.labels.loss.negatives)
+        seen = self.seen(batch, None if sample is None else sample.labels)
+        assert seen.label_logits is not None
+        label_loss = self.label_term(seen, present.float(), sample)
         stats = {"label_loss": label_loss.detach(), "label_recall": recalled(seen.label_logits, present)}
         if batch.progress < self.labels.warm_up:
             # distributed training waits for the gradients of all parameters
@@ -58,6 +57,24 @@ class SegmentTask(nn.Module):
             return self.labels.weight * label_loss + 0.0 * idle, stats
         loss, numbers = self.segmentation(seen, batch)
         return loss + self.labels.weight * label_loss, {**numbers, **stats}
+
+    def seen(self, batch: Batch, labels: Tensor | None = None) -> Seen:
+        """What the network makes of the images, or of their features. labels: those that its branch learns from."""
+        if batch.features is not None:
+            return self.model.read(batch.features, labels=labels)
+        assert batch.image is not None
+        return self.model.look(batch.image, labels)
+
+    def label_term(self, seen: Seen, targets: Tensor, sample: LabelSample | None) -> Tensor:
+        """The label loss, with that of the further logits that learn the same labels.
+
+        targets: f32 [B, K].   sample: the labels that seen.learnt_logits are of; None = all.
+        """
+        logits = seen.label_logits if seen.learnt_logits is None else seen.learnt_logits
+        loss: Tensor = self.label_loss(logits, targets, sample)
+        for weight, further in seen.supervised:
+            loss = loss + weight * self.label_loss(further, targets)
+        return loss
 
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None

@@ -25,11 +25,15 @@ from pipelines.benchmark.inputs import Inputs, commit, installed, machine
 #: settings that may differ without a step's result being another one (paths: what they lead to is compared)
 FREE = (
     "out", "name", "classifier", "cache", "data.root", "backbone.weights", "source.cache", "loop.loader_workers",
-    "loop.save_every",
+    "loop.loader_start", "loop.loader_prefetch", "loop.save_every",
 )  # fmt: skip
 #: settings that there were not always. At null or false a step does what it did without them, and is done where it was
 #: done then
-LATER = ("init", "head.project", "head.self_attention", "backbone.checkpointing", "loop.compile")
+LATER = (
+    "init", "head.project", "head.self_attention", "head.groups", "head.grouping", "head.group_seed", "head.shortlist",
+    "head.shortlist_by", "head.shortlist_weight", "loss.negatives", "labels.loss.negatives", "backbone.checkpointing",
+    "loop.compile",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ crop      The recipe's, no larger than the median image: the least multiple of U
 precision bf16 where products of matrices are at least FASTER times as fast in it here, else that of the recipe.
 batch     The recipe's, in as few micro-batches as fit into the memory. Where not even one image fits, blocks of the
           backbone are computed again in the backward pass, and the micro-batches begin anew.
-labels    From MANY labels on, Query2Label scores CHUNK at a time while training, with the same result; the label branch
-          lets labels look at the image alone, which is linear in K, with pooled cells.
+labels    From MANY labels on, Query2Label scores CHUNK at a time, with the same result, and a step learns from the
+          labels of its images and NEGATIVES others; in the joint scheme labels look at pooled cells of the image alone,
+          which is linear in K.
 memory    What is free, or --memory, less the share MARGIN.
 """
 
@@ -34,7 +35,7 @@ from stage2_segmentation.config import Stage2Config
 UNIT = 32
 STEP = 25
 FASTER = 1.5
-MANY, CHUNK, POOLED = 2_000, 1_024, 8
+MANY, CHUNK, NEGATIVES, POOLED = 2_000, 1_024, 1_024, 8
 MARGIN = 0.15
 
 KINDS: dict[Part, type[Stage1Config | Stage2Config]] = {
@@ -103,9 +104,8 @@ def up_to(value: int, unit: int) -> int:
 def choose_labels(choice: Choice, data: Fingerprint) -> None:
     if choice.part == "stage1":
         if data.classes >= MANY and choice.settings["head"]["preset"] in ("rankseg", "official", "fast"):
-            choice.put(
-                "head.chunk", CHUNK, f"labels scored at a time, of {data.classes:,}: the same result, less memory"
-            )
+            choice.put("head.chunk", CHUNK, "labels scored at a time: the same result for less memory")
+            choice.put("loss.negatives", NEGATIVES, "absent labels that a step learns from, drawn anew and weighted")
         return
     kappa, reason = choose_kappa(data)
     choice.put("source.kappa", kappa, reason)

@@ -45,7 +45,7 @@ class Memory:
 
 def memory_of(config: Config, data: Fingerprint, machine: Machine) -> Memory:
     """The most that a run of this configuration holds at one time."""
-    found = held(config, data.classes, data.median_size, gpu=machine.gpu)
+    found = held(config, data, gpu=machine.gpu)
     peak, heap = max(found.training, found.evaluating), 1.0 if machine.gpu else HEAP
     process = machine.base_mib + LIBRARIES[machine.device]
     stored = 0.0 if machine.gpu else found.stored * data.train / 2**20

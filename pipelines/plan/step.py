@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
 from timm.utils import ModelEmaV3
@@ -12,11 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from kappaseg_core.config import LoopConfig, OptimConfig
+from kappaseg_core.label_sample import LabelSample
 from kappaseg_core.live_memory import LiveMemory, imagined
 from kappaseg_core.optim import build_optimizer
 from kappaseg_core.ranking import OwnRanking, Ranking, to_rank_space
 from kappaseg_core.structures import Batch
 from kappaseg_core.views import GROUP
+from pipelines.plan.fingerprint import Fingerprint
 from stage1_multilabel.classifier import Classifier, build_classifier
 from stage1_multilabel.config import Stage1Config
 from stage1_multilabel.scoring import BATCH
@@ -49,13 +53,14 @@ class Held:
     stored: int
 
 
-def held(config: Config, classes: int, image: tuple[int, int], *, gpu: bool) -> Held:
+def held(config: Config, data: Fingerprint, *, gpu: bool) -> Held:
     """What the training that `config` describes holds, its evaluation included.
 
-    image: height and width of an image to evaluate.   gpu: as on a GPU, otherwise as on a CPU.
+    gpu: as on a GPU, otherwise as on a CPU.
     """
+    classes, image = data.classes, data.median_size
     task = empty_task(config, classes)
-    with imagined(fused=gpu), LiveMemory() as live:
+    with imagined(fused=gpu), samples_of(data), LiveMemory() as live:
         task.to_empty(device="cpu")
         live.add([*task.parameters(), *task.buffers()])
         trainer = Training(task, config.optim, config.loop, gpu=gpu)
@@ -66,6 +71,21 @@ def held(config: Config, classes: int, image: tuple[int, int], *, gpu: bool) -> 
         with torch.no_grad(), autocast(config.loop.precision):
             evaluate(task.model.eval(), config, classes, image)
         return Held(lasting, training, live.peak, stored_bytes(config, task.model))
+
+
+@contextmanager
+def samples_of(data: Fingerprint) -> Iterator[None]:
+    """Inside, a sample of the labels (`draw_labels`) holds those of as many images as there are, all different."""
+
+    def draw(targets: Tensor, negatives: int | None) -> LabelSample | None:
+        images, labels = targets.shape
+        wanted = labels if negatives is None else negatives + math.ceil(images * data.labels_mean)
+        return None if wanted >= labels else LabelSample(torch.arange(wanted), torch.ones(wanted))
+
+    with ExitStack() as stack:
+        for task in ("stage1_multilabel.task", "stage2_segmentation.task"):
+            stack.enter_context(patch(f"{task}.draw_labels", draw))
+        yield
 
 
 def without_numbers(config: Config) -> Config:

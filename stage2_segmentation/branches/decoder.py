@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
-from kappaseg_core.label_heads import Query2Label
+from kappaseg_core.label_heads import LabelHead, Query2Label, build_head
+from kappaseg_core.label_heads.shortlist import check_shortlist, merged, picked
 from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 
@@ -25,10 +28,17 @@ class Options:
     dropout: float = 0.1
     chunk: int | None = None
     """score the labels this many at a time (same result, bounded memory); null = all at once"""
+    shortlist: int | None = None
+    """a linear layer that is trained along picks this many labels of an image, and these alone are scored for the
+    ranking (ours); null = all labels are"""
+    shortlist_by: Literal["gap", "lse"] = "gap"
+    """how that layer pools: the mean, or a soft maximum over the cells, which costs as much for every cell"""
+    shortlist_weight: float = 1.0
+    """of the loss of the layer that picks, beside that of the decoder"""
 
     def __post_init__(self) -> None:
-        refuse_below(0, self, "pooled")
-        refuse_below(1, self, "layers", "heads", "ffn", "chunk")
+        refuse_below(0, self, "pooled", "shortlist_weight")
+        refuse_below(1, self, "layers", "heads", "ffn", "chunk", "shortlist")
         refuse_no_share(self, "dropout")
 
 
@@ -38,7 +48,13 @@ class DecoderBranch(nn.Module):
     The segmentation branch goes on with the class embeddings as they are. release: an initialisation that runs over the
     whole head gives its linear layers (not the attention's packed input) a truncated normal of deviation 0.02; ours:
     Query2Label's own start (Xavier).
+
+    Training ranks as inference does. Where not all labels are learnt from, or a short-list is ranked, the ranking is a
+    pass of its own without gradient (choosing labels has none anyway), so that a step with both costs what the sampled
+    and the picked labels cost, whatever K is.
     """
+
+    samples_labels = True
 
     def __init__(self, options: Options, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()
@@ -50,16 +66,39 @@ class DecoderBranch(nn.Module):
         )  # fmt: skip
         del self.query2label.queries  # the host's class embeddings are asked instead
         self.query2label.project.apply(init_linear)
+        self.first: LabelHead | None = None
+        if options.shortlist is not None:
+            check_shortlist(options.shortlist, num_classes, self.query2label)
+            self.first = build_head(options.shortlist_by, in_channels, num_classes)
+            self.shortlist, self.weight = options.shortlist, options.shortlist_weight
 
-    def forward(self, host: TokenHost, features: Tensor, classes: Tensor | None = None) -> Seen:
-        head = self.query2label
-        seen = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
+    def forward(
+        self, host: TokenHost, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None
+    ) -> Seen:
         queries = host.cls_emb if classes is None else classes
-        return Seen(features, head.score(seen, queries, head.weight, head.bias).float(), classes)
+        cells = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
+        memory = self.query2label.read(cells)
+        first = None if self.first is None else self.first(cells)
+        learnt = None
+        if labels is not None or (self.training and first is not None):
+            learnt = self.query2label.scores_of(memory, queries, labels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learnt is None):
+            ranked = self.ranked(memory, queries, first)
+        supervised = ((self.weight, first),) if self.training and first is not None else ()
+        return Seen(features, ranked, learnt, supervised, classes)
+
+    def ranked(self, memory: list[Tensor], queries: Tensor, first: Tensor | None) -> Tensor:
+        """The logits f32 [B, K] that labels are ranked by."""
+        if first is None:
+            return self.query2label.scores_of(memory, queries)
+        labels = picked(first, self.shortlist)
+        return merged(first, labels, self.query2label.scores_of(memory, queries, labels))
 
     def set_prior(self, frequency: Tensor) -> None:
         """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
         self.query2label.set_prior(frequency)
+        if self.first is not None:
+            self.first.set_prior(frequency)
 
 
 def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> DecoderBranch:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
-from kappaseg_core.label_heads import log_odds
+from kappaseg_core.label_heads.pooled import log_odds
 from kappaseg_core.precision import full_precision
 from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
@@ -54,6 +54,8 @@ class EncoderBranch(nn.Module):
     Raises UserError for `attend = patches` with all cells: their tokens would have to be refined apart.
     """
 
+    samples_labels = False  # the mask transformer goes on with tokens of labels that only the ranking names
+
     def __init__(self, options: Options, num_classes: int, width: int) -> None:
         super().__init__()
         if options.attend == "patches" and not options.pooled:
@@ -79,7 +81,7 @@ class EncoderBranch(nn.Module):
         classes = self.norm(classes)
         with full_precision(features.device):
             logits = torch.einsum("bkd,kd->bk", classes.float(), self.weight.float()) + self.bias.float()
-        return Seen(features, logits, classes, patches if self.pooled else seen)
+        return Seen(features, logits, classes=classes, patches=patches if self.pooled else seen)
 
     @torch.no_grad()
     def set_prior(self, frequency: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kappaseg_core.config import refuse_no_share
@@ -29,17 +30,21 @@ class Options:
 class PooledBranch(nn.Module):
     """Labels from pooled features, linear in K; it shares nothing with the host."""
 
+    samples_labels = True
+
     def __init__(self, options: Options, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.pooling = options.pooling
         self.hidden = nn.Linear(in_channels, in_channels) if options.hidden else None
         self.linear = PooledLinear(in_channels, num_classes, options.dropout, options.pooling)
 
-    def forward(self, host: Any, features: Tensor, classes: Tensor | None = None) -> Seen:
+    def forward(self, host: Any, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
         seen = features.mean((2, 3), keepdim=True) if self.pooling == "mean" else features
         if self.hidden is not None:
             seen = self.hidden(seen.movedim(1, 3)).relu().movedim(3, 1)
-        return Seen(features, self.linear(seen), classes)
+        learnt = None if labels is None else self.linear.logits_for(seen, labels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learnt is None):
+            return Seen(features, self.linear(seen), learnt, classes=classes)
 
     def set_prior(self, frequency: Tensor) -> None:
         """Start from how common each label is: frequency f32 [K], the share of images that hold it."""

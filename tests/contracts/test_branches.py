@@ -15,11 +15,14 @@ from stage2_segmentation.hosts import build_host
 from tests.tensors import PRIME, Created
 
 K, CHANNELS, WIDTH = 5, 8, 12
-SMALL: dict[str, dict[str, Any]] = {"encoder": {"heads": 2, "pooled": 2}, "decoder": {"heads": 2, "ffn": 16}}
+SMALL: dict[str, dict[str, Any]] = {"encoder": {"heads": 2, "pooled": 2}, "decoder": {"heads": 2, "ffn": 16},
+                                    "group": {"heads": 2, "ffn": 16, "groups": 2}}  # fmt: skip
 VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("encoder", {"heads": 2, "pooled": 0}),
     ("encoder", {"heads": 2, "pooled": 2, "attend": "patches"}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "chunk": 2}),
+    ("decoder", {"heads": 2, "ffn": 16, "pooled": 2, "shortlist": 3}),
+    ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "shortlist": 3, "shortlist_by": "lse"}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
 ]
 
@@ -48,7 +51,9 @@ def built(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
 
 def test_an_unknown_branch_is_refused_with_the_known_ones() -> None:
     host = network("pooled", {})[0]
-    with pytest.raises(UserError, match=r"labels.head = 'nosuch' is unknown; there are: decoder, encoder, pooled"):
+    with pytest.raises(
+        UserError, match=r"labels.head = 'nosuch' is unknown; there are: decoder, encoder, group, pooled"
+    ):
         build_branch("nosuch", host, num_classes=K, in_channels=CHANNELS, options={})
     with pytest.raises(UserError, match=r"labels\.options\.poled.*did you mean pooled"):
         build_branch("encoder", host, num_classes=K, in_channels=CHANNELS, options={"poled": 2})
@@ -151,3 +156,37 @@ def test_a_branch_may_start_from_how_common_labels_are(built: tuple[nn.Module, n
             parameter.zero_()
     branch.set_prior(frequency)  # type: ignore[operator]
     torch.testing.assert_close(branch(host, maps(2), None).label_logits.sigmoid(), frequency.expand(2, -1))
+
+
+def test_a_branch_that_can_learn_from_some_labels_gives_their_logits_and_ranks_all_as_before(
+    built: tuple[nn.Module, nn.Module],
+) -> None:
+    host, branch = built
+    if not branch.samples_labels:
+        return
+    labels = torch.tensor([4, 1])
+    whole, seen = branch(host, maps(2), None), branch(host, maps(2), None, labels)
+    torch.testing.assert_close(seen.label_logits, whole.label_logits)
+    assert not seen.label_logits.requires_grad
+    everything = branch(host, maps(2), None, torch.arange(K)).learnt_logits
+    torch.testing.assert_close(seen.learnt_logits, everything[:, labels])
+    own = host.cls_emb.detach().expand(2, -1, -1).clone()  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(branch(host, maps(2), own, labels).learnt_logits, seen.learnt_logits)
+
+
+def test_a_decoder_with_a_shortlist_ranks_the_picked_labels_by_their_own_logits() -> None:
+    sizes = {**SMALL["decoder"], "pooled": 0}
+    host, branch = network("decoder", {**sizes, "shortlist": 3})
+    plain = network("decoder", sizes)[1]
+    plain.load_state_dict({k: v for k, v in branch.state_dict().items() if not k.startswith("first.")})
+    seen, whole = branch(host, maps(2), None), plain(host, maps(2), None)
+    labels = branch.first(maps(2)).topk(3).indices  # type: ignore[operator]
+    torch.testing.assert_close(seen.label_logits.gather(1, labels), whole.label_logits.gather(1, labels))
+    assert torch.equal(seen.label_logits.topk(3).indices.sort().values, labels.sort().values)
+    assert seen.learnt_logits is None and seen.supervised == ()  # there is nothing to learn from in evaluation
+    learning = branch.train()(host, maps(2), None)
+    assert learning.learnt_logits.shape == (2, K)
+    ((weight, first),) = learning.supervised
+    assert weight == 1.0 and torch.equal(first, branch.first(maps(2)))  # type: ignore[operator]
+    with pytest.raises(UserError, match="shortlist 5 of 5 labels"):
+        network("decoder", {**SMALL["decoder"], "shortlist": 5})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kappaseg_core.label_heads import Attention, EncoderLayer, sine_positions
+from kappaseg_core.label_heads.attention import Attention, EncoderLayer, sine_positions
 
 B, D = 2, 8
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.label_heads import FeedForward, PooledLinear, Query2Label, build_head
+from kappaseg_core.label_heads import PooledLinear, Query2Label, build_head
+from kappaseg_core.label_heads.attention import FeedForward
 
 B, C, K, D = 2, 6, 5, 8
 Heads = Callable[..., Query2Label]
@@ -166,7 +167,7 @@ def test_sizes_that_do_not_fit_are_one_clear_error(head: Heads) -> None:
     ):
         with pytest.raises(UserError, match=message):
             head(**changes)
-    with pytest.raises(UserError, match="'mlp' is unknown; wanted one of rankseg, official, fast, gap, lse"):
+    with pytest.raises(UserError, match="'mlp' is unknown; wanted one of rankseg, official, fast, gap, lse, group"):
         build_head("mlp", C, K)
     with pytest.raises(UserError, match="'gap' has no ffn, width"):
         build_head("gap", C, K, width=8, ffn=12)

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.checkpoint import RunDirectory, Summary, open_run
 from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
-from kappaseg_core.feeding import batches, collate
+from kappaseg_core.feeding import batches
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.ranking import Ranking
@@ -85,7 +84,7 @@ class Task(nn.Module):
         self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model(batch.image).square().mean(), {}
+        return self.model(batch.features).square().mean(), {}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.parameters()), "lr_factor": 1.0, "weight_decay": 0.0}]
@@ -104,9 +103,8 @@ def trained(here: Placement, folder: Path, loop: LoopConfig, values: Iterator[fl
     if here.is_first:
         open_run(folder, model="none", config={}, class_names=(), inputs={})
     here.wait()
-    pack = partial(collate, given="image", target="labels")
     return fit(
-        Task(), lambda first: batches(Points(), pack, loop, here, first_step=first), lambda _: {"m": next(values)},
+        Task(), lambda first: batches(Points(), "labels", loop, here, first_step=first), lambda _: {"m": next(values)},
         optim=OptimConfig(), loop=loop, run=RunDirectory(folder), place=here, metric="m",
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kappaseg_core.label_heads import Query2Label, build_head, sine_positions
+from kappaseg_core.label_heads import Query2Label, build_head
+from kappaseg_core.label_heads.attention import sine_positions
 from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.metrics import average_precision, mean_average_precision
 from kappaseg_core.weights.label_decoder import RULES, decoder_sizes, labels_attend

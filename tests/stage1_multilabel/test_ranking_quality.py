@@ -36,6 +36,12 @@ def test_a_case_worked_by_hand() -> None:
     }
 
 
+def test_the_recall_of_a_shortlist_is_that_of_the_first_ranks() -> None:
+    found = ranking_quality(SCORES, TRUTH, TRAIN, shortlist=2)  # the first two labels are 0 1, 2 1 and 2 0
+    assert found["shortlist_recall"] == 1 and found["recall@1"] == 1 / 4
+    assert ranking_quality(-SCORES, TRUTH, TRAIN, shortlist=2)["shortlist_recall"] == 3 / 4  # 2 1, 0 1 and 1 0
+
+
 def test_perfect_precision_may_hide_rankings_worse_than_the_prior() -> None:
     found = ranking_quality(SCORES, TRUTH, TRAIN)
     assert found["mAP_raw"] == 1 and found[SELECTION_METRIC] < found[f"prior_{SELECTION_METRIC}"]

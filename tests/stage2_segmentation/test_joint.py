@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kappaseg_core.structures import Batch
 from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import (
     AugmentConfig,
+    BranchLossConfig,
     HostConfig,
     InferenceConfig,
     LabelsConfig,
@@ -275,3 +277,64 @@ def test_without_tokens_the_last_block_gives_the_plain_map() -> None:
 def test_class_tokens_that_cannot_join_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         model_for(class_tokens="backbone", **changes)
+
+
+DECODER = {"heads": 2, "ffn": 8, "pooled": 2, "dropout": 0.0}
+LARGE = 40
+WORLD = DataConfig(kind="synthetic", options={"classes": LARGE, "train": 4, "val": 2, "size": 32})
+
+
+def sampling(**options: Any) -> LabelsConfig:
+    return LabelsConfig("decoder", {**DECODER, **options}, BranchLossConfig(negatives=3))
+
+
+@pytest.mark.parametrize("labels", [sampling(), sampling(shortlist=10), sampling(shortlist=10, chunk=4),
+                                    LabelsConfig("decoder", {**DECODER, "shortlist": 10}),
+                                    LabelsConfig("pooled", loss=BranchLossConfig(negatives=3))], ids=str)  # fmt: skip
+def test_a_network_that_samples_or_lists_labels_is_trained_saved_and_ranks(
+    tmp_path: Path, labels: LabelsConfig
+) -> None:
+    summary = train_segmentation(config_for(tmp_path, data=WORLD, labels=labels))
+    model, config, names = load_segmentation(Path(summary.run))
+    scenes = open_test_scenes(config, names)
+    source = source_for(config, scenes, at_test=True)
+    found = evaluate_model(model, scenes, source, config.inference, Placement())
+    assert found.numbers() == summary.metrics and found.mean_kappa == KAPPA
+
+
+@pytest.mark.parametrize("shortlist", [None, 3])
+def test_a_joint_step_on_sampled_labels_has_the_ranking_and_on_average_the_loss_of_one_on_all(
+    monkeypatch: pytest.MonkeyPatch, shortlist: int | None
+) -> None:
+    """Two labels are there and four are not: over all pairs of these, the label loss is that of all six."""
+    options = {**DECODER, "shortlist": shortlist}
+    model, batch = model_for(labels=LabelsConfig("decoder", options)), batch_of()
+    batch.mask.remainder_(2)  # type: ignore[union-attr]
+    whole, sampled = (
+        task_for(model, labels=LabelsConfig("decoder", options, BranchLossConfig(negatives=n))) for n in (None, 2)
+    )
+    figures = [whole(batch)[1]]
+    for chosen in combinations(range(4), 2):
+        order = [*chosen, *(turn for turn in range(4) if turn not in chosen)]
+        monkeypatch.setattr(torch, "randperm", lambda n, order=order, **_: torch.tensor(order))
+        figures.append(sampled(batch)[1])
+    losses = torch.stack([each["label_loss"] for each in figures])
+    torch.testing.assert_close(losses[1:].mean(), losses[0])
+    assert losses[1:].std() > 1e-4
+    assert len({each["label_recall"].item() for each in figures}) == len({each["kept"].item() for each in figures}) == 1
+
+
+def test_the_label_loss_reaches_the_class_embeddings_of_sampled_labels_alone() -> None:
+    model, batch = model_for(labels=sampling()), batch_of(progress=0.0)
+    batch.mask.fill_(2)  # type: ignore[union-attr]
+    task = task_for(model, labels=replace(sampling(), loss=BranchLossConfig(negatives=1), warm_up=0.5))
+    task(batch)[0].backward()
+    moved = (model.host.cls_emb.grad != 0).any(1)  # type: ignore[union-attr, arg-type]
+    assert moved[2] and moved.sum() == 2
+
+
+def test_an_encoder_branch_cannot_sample_labels() -> None:
+    with pytest.raises(
+        UserError, match=r"labels\.loss\.negatives = 3, but labels\.head = encoder .* use labels\.head dec"
+    ):
+        model_for(labels=LabelsConfig("encoder", {"pooled": 2, "heads": 2}, BranchLossConfig(negatives=3)))

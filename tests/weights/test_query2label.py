@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.config import build, to_plain
 from kappaseg_core.errors import UserError
-from kappaseg_core.label_heads import sine_positions
+from kappaseg_core.label_heads.attention import sine_positions
 from kappaseg_core.weights.layout import below
 from kappaseg_core.weights.renaming import Misfit, renamed
 from kappaseg_core.weights.resnets import RESNET_RULES, TRESNET_RULES, resnet_settings, tresnet_settings

@@ -19,7 +19,7 @@ from pipelines.arguments import split_settings
 from pipelines.benchmark.config import flat, laid_over, load_benchmark, scheme_of, words
 from pipelines.benchmark.expand import EVALUATION, UNREAD, expand
 from pipelines.benchmark.inputs import Inputs
-from pipelines.benchmark.plan import Plan, read_step
+from pipelines.benchmark.plan import LATER, Plan, read_step, without
 from tests.pipelines.benchmark.conftest import SCHEMES, Bench, ids
 from tests.pipelines.conftest import Chain, Refused
 
@@ -119,15 +119,12 @@ def test_settings_that_came_later_change_a_step_only_where_they_are_given(bench:
     plan = bench.plan()
     for name in ("stage1-q2l-seed-0", "train-joint-seed-0"):
         step = plan.steps.pop(name)
-        before = {key: value for key, value in step.settings.items() if key != "init"}
-        if step.kind == "stage1":
-            later = ("project", "self_attention")
-            before["head"] = {key: value for key, value in step.settings["head"].items() if key not in later}
-        before["backbone"] = {k: v for k, v in step.settings["backbone"].items() if k != "checkpointing"}
-        before["loop"] = {key: value for key, value in step.settings["loop"].items() if key != "compile"}
+        before = without(step.settings, LATER)
+        assert before != step.settings
         assert plan.add(replace(step, settings=before)).fingerprint == step.fingerprint
-    bench.write(stage1={"head.self_attention": "all"})
-    assert changed(plan, bench.plan()) == standing_on(plan, "stage1-q2l-seed-0")
+    for new in ({"head.self_attention": "all"}, {"loss.negatives": 1}):
+        bench.write(stage1=new)
+        assert changed(plan, bench.plan()) == standing_on(plan, "stage1-q2l-seed-0")
 
 
 def test_other_images_or_another_weight_file_change_everything(bench: Bench, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(
 
 def test_a_plan_without_data_says_what_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan"]) == 2
-    assert "wanted the folder of the data set" in capsys.readouterr().err
+    assert "plan needs DATA, the folder of a data set" in capsys.readouterr().err
 
 
 def test_steps_can_be_taken_for_the_hours(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:

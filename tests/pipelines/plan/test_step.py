@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines.published.estimate import REACHED
 from stage1_multilabel.config import HeadConfig, Stage1Config
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 
+Found = Callable[..., Held]
 IMAGE = (64, 96)
 SMALL = {
     "backbone": {"kind": "small_cnn", "name": "8", "frozen": False},
@@ -33,11 +35,15 @@ def two(**more: Any) -> Stage2Config:
     return build(Stage2Config, {**SMALL, **groups})
 
 
-def found(config: Stage1Config | Stage2Config, classes: int = 20) -> Held:
-    return held(config, classes, IMAGE, gpu=False)
+@pytest.fixture
+def found(data: Fingerprint) -> Callable[..., Held]:
+    def of(config: Stage1Config | Stage2Config, classes: int = 20) -> Held:
+        return held(config, replace(data, classes=classes, median_size=IMAGE), gpu=False)
+
+    return of
 
 
-def test_weights_gradients_and_momentum_last_by_hand() -> None:
+def test_weights_gradients_and_momentum_last_by_hand(found: Found) -> None:
     weights = sum(p.nbytes for p in empty_task(two(), 20).parameters())
     others = sum(b.nbytes for b in empty_task(two(), 20).buffers())
     assert found(two()).lasting == 3 * weights + others
@@ -48,22 +54,22 @@ def test_weights_gradients_and_momentum_last_by_hand() -> None:
     assert 4 * weights + others < adam < 4 * weights + others + 1000  # and a step count for each tensor
 
 
-def test_a_frozen_backbone_keeps_no_gradients_and_fewer_activations() -> None:
+def test_a_frozen_backbone_keeps_no_gradients_and_fewer_activations(found: Found) -> None:
     frozen, trained = found(two(backbone={"frozen": True})), found(two())
     assert frozen.lasting < trained.lasting and frozen.training < trained.training
 
 
-def test_micro_batches_take_less_and_the_gradients_of_the_first_stay() -> None:
+def test_micro_batches_take_less_and_the_gradients_of_the_first_stay(found: Found) -> None:
     whole, micro, small = found(two()), found(two(loop={"accumulate": 2})), found(two(loop={"batch_size": 2}))
     assert small.training < micro.training < whole.training
 
 
-def test_more_images_take_as_much_more_each() -> None:
+def test_more_images_take_as_much_more_each(found: Found) -> None:
     one, two_images, three = (found(two(loop={"batch_size": images})).training for images in (4, 5, 6))
     assert three - two_images == pytest.approx(two_images - one, rel=0.02)
 
 
-def test_the_network_of_a_joint_run_takes_more_and_the_vocabulary_matters_to_its_label_branch() -> None:
+def test_the_network_of_a_joint_run_takes_more_and_the_vocabulary_matters_to_its_label_branch(found: Found) -> None:
     joint = two(source={"train": "joint", "kappa": 10}, labels={"head": "pooled"})
     plain = two(source={"train": "cache", "kappa": 10})
     assert found(joint, 500).lasting > found(plain, 500).lasting
@@ -71,7 +77,7 @@ def test_the_network_of_a_joint_run_takes_more_and_the_vocabulary_matters_to_its
 
 
 @pytest.mark.slow
-def test_labels_in_chunks_take_less() -> None:
+def test_labels_in_chunks_take_less(found: Found) -> None:
     config = Stage1Config(
         backbone=build(type(Stage1Config().backbone), SMALL["backbone"]),
         head=HeadConfig("fast", width=8, ffn=16, heads=2), loop=LoopConfig(batch_size=4),
@@ -80,15 +86,24 @@ def test_labels_in_chunks_take_less() -> None:
     assert found(chunked, 2000).training < 0.5 * found(config, 2000).training
 
 
+def test_a_sample_of_the_labels_takes_less(found: Found) -> None:
+    config = Stage1Config(
+        backbone=build(type(Stage1Config().backbone), SMALL["backbone"]),
+        head=HeadConfig("fast", width=8, ffn=16, heads=2), loop=LoopConfig(batch_size=4),
+    )  # fmt: skip
+    sampled = replace(config, loss=replace(config.loss, negatives=100))
+    assert found(sampled, 2000).training < 0.5 * found(config, 2000).training
+
+
 @pytest.mark.slow
-def test_blocks_that_are_computed_again_take_less() -> None:
+def test_blocks_that_are_computed_again_take_less(found: Found) -> None:
     vit = two(backbone={"kind": "timm", "name": "vit_tiny_patch16_384"}, augment={"crop": 128})
     again = replace(vit, backbone=replace(vit.backbone, checkpointing=True))
     assert found(again).training < found(vit).training
     assert found(again).lasting == found(vit).lasting
 
 
-def test_features_that_are_stored_are_counted_and_no_image_is_trained_on() -> None:
+def test_features_that_are_stored_are_counted_and_no_image_is_trained_on(found: Found) -> None:
     stored = two(backbone={"frozen": True}, loop={"cached_views": 3})
     task = empty_task(stored, 20).model.backbone
     cells = 64 // task.stride
@@ -126,7 +141,7 @@ def test_a_process_holds_more_than_its_tensors_and_a_gpu_only_them(
     assert cpu.process > laptop.base_mib and cuda.process < 100
 
 
-def test_a_weight_file_is_not_opened() -> None:
+def test_a_weight_file_is_not_opened(found: Found) -> None:
     config = two(backbone={"weights": "nowhere.safetensors"})
     assert found(config).lasting == found(two()).lasting
     assert BackboneConfig(weights="nowhere.safetensors").is_frozen and OptimConfig().kind == "adamw"
