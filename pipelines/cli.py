@@ -19,6 +19,7 @@ from pipelines.arguments import apart, data_at, settings_help, split_settings
 from pipelines.bench.arguments import add_network
 from pipelines.import_arguments import add_import, run_import
 from pipelines.panoptic_arguments import add_panoptic, run_panoptic
+from pipelines.plan.arguments import add_plan
 from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
@@ -197,6 +198,13 @@ def build_parser() -> Parser:
     )
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    add_plan(
+        verb(
+            verbs, "plan", run_plan, "look at a data set and write settings for it that fit into this machine",
+            settings="kappaseg_core.config:DataConfig",
+        )
+    )  # fmt: skip
 
     add_panoptic(
         verb(
@@ -407,6 +415,23 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    settings = split_settings(rest)
+    if arguments.check and (arguments.root or settings):
+        raise UserError("plan --check FILE takes the data set from FILE; leave out DATA and its settings")
+    if not arguments.check and not arguments.root:
+        raise UserError("plan needs DATA, the folder of a data set, or --check FILE; see kappaseg plan --help")
+    data = data_at(arguments.root or "", settings)
+    from pipelines.plan.run import Wishes, check_file, plan
+
+    given = {name: value for name, value in vars(arguments).items() if name in Wishes.__dataclass_fields__}
+    wishes = Wishes(**{**given, "out": Path(arguments.out)})
+    if arguments.check:
+        check_file(Path(arguments.check), wishes)
+    else:
+        plan(data, wishes)
 
 
 def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -133,18 +133,21 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
-def body(settings: Settings) -> Iterator[str]:
-    """A line for every group of settings; one for each setting of a group that needs more room."""
+def body(settings: Settings, comments: Mapping[str, str] = COMMENTS) -> Iterator[str]:
+    """A line for every group of settings; one for each setting of a group that needs more room.
+
+    comments: dotted name of a setting → what is said beside it.
+    """
     for name, value in settings.items():
         inner = value if isinstance(value, dict) else {}
-        said = "; ".join(f"{key}: {COMMENTS[f'{name}.{key}']}" for key in inner if f"{name}.{key}" in COMMENTS)
+        said = "; ".join(f"{key}: {comments[f'{name}.{key}']}" for key in inner if f"{name}.{key}" in comments)
         line = beside(f"{name}: {flow(value)}", said)
         if len(line) <= ROOM:
             yield line
             continue
         yield f"{name}:"
         for key, setting in inner.items():
-            yield beside(f"  {key}: {flow(setting)}", COMMENTS.get(f"{name}.{key}", ""))
+            yield beside(f"  {key}: {flow(setting)}", comments.get(f"{name}.{key}", ""))
 
 
 def beside(line: str, said: str) -> str:
