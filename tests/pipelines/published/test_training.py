@@ -41,7 +41,7 @@ SMALL = {
 
 def marked(recipe: Recipe) -> Any:
     """What differs from another recipe in sizes alone, which are reduced here, is slow."""
-    slow = "vit_l" in recipe.stem or recipe.stem.endswith("80k")
+    slow = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
     return pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if slow else ())
 
 
@@ -52,6 +52,8 @@ STAGE2 = [marked(recipe) for recipe in RECIPES.values() if recipe.verb in ("run-
 def read(kind: Any, recipe: Recipe, data: Path, out: Path, **more: object) -> Any:
     """The committed settings, reduced."""
     given = {**(SHORT | SMALL[kind] if kind in SMALL else {}), "data.root": data, "out": out, **more}
+    if recipe.own:
+        given |= {"host.options.blocks": 1, "loop.precision": "fp32"}
     return load_config(kind, ROOT / recipe.path, [(name, str(value)) for name, value in given.items()])
 
 
