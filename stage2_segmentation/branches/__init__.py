@@ -26,19 +26,19 @@ class Seen:
 
     features: [B, C, h, w], the backbone's map.
     label_logits: f32 [B, K] of the label branch, by which labels are ranked; None without one.
+    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
+    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
     learnt_logits: f32 [B, n], of the labels that the step asked for, or [B, K]: what the label loss is computed on
     where the ranking was made without gradient; None: label_logits.
     supervised: (weight, f32 [B, K]): further logits that learn the same labels, in training.
-    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
-    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
     """
 
     features: Tensor
     label_logits: Tensor | None = None
-    learnt_logits: Tensor | None = None
-    supervised: tuple[tuple[float, Tensor], ...] = ()
     classes: Tensor | None = None
     patches: Tensor | None = None
+    learnt_logits: Tensor | None = None
+    supervised: tuple[tuple[float, Tensor], ...] = ()
 
     def tokens(self) -> dict[str, Tensor]:
         """Those of classes and patches that there are, as keywords for the host."""
@@ -60,8 +60,8 @@ class TokenHost(Protocol):
 class Branch(Protocol):
     """features [B, C, h, w], and where the images have class tokens of their own, those [B, K, D] → Seen.
 
-    samples_labels: whether it can learn from some labels alone. It then takes a fourth argument, `labels` i64 [n]:
-    those of this step. All K are ranked in any case, without gradient.
+    samples_labels: whether it can learn from some labels alone; a branch without it cannot. It then takes a fourth
+    argument, `labels` i64 [n]: those of this step. All K are ranked in any case, without gradient.
     """
 
     samples_labels: bool
