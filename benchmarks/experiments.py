@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from pipelines.bench.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -119,22 +120,6 @@ def evaluation(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     values["absent"] = len(values["absent"])
     return {name: value for name, value in values.items() if name not in ("class_iou", "run")}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were made on."""
-    import torch
-
-    model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model, "cores": os.cpu_count(), "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__,
-    }  # fmt: skip
-
-
-def cpu_lines() -> list[str]:
-    source = Path("/proc/cpuinfo")
-    return source.read_text("utf-8").splitlines() if source.exists() else []
 
 
 def write(values: dict[str, Any]) -> None:

@@ -36,10 +36,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
-from experiments import machine
 from PIL import Image
 
 from label_cache import CacheKey, CacheWriter, LabelCache, class_hash
+from pipelines.bench.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "service.json"
 ROOT = Path(__file__).parents[1]

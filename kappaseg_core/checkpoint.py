@@ -39,8 +39,8 @@ from kappaseg_core.structures import SceneSet
 #: settings that do not change what a run computes on one device: a run may be continued with other values. Paths are
 #: among them because what they lead to is compared by fingerprint (`inputs`).
 FREE_SETTINGS = {
-    "loop.loader_workers", "loop.save_every", "out", "name", "data.root", "backbone.weights", "source.cache",
-    "source.url", "init",
+    "loop.loader_workers", "loop.loader_start", "loop.loader_prefetch", "loop.save_every", "out", "name", "data.root",
+    "backbone.weights", "backbone.checkpointing", "source.cache", "source.url", "init",
 }  # fmt: skip
 FREE_KEYS = {f"config.{name}" for name in FREE_SETTINGS}
 #: what `inputs` of a run has that was not trained here: the format of the file that it is from
@@ -214,7 +214,7 @@ def nothing_left_of_a_mistake(run: RunDirectory) -> Iterator[None]:
 def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise UserError naming the first settings that differ."""
     old, new = flatten(there), flatten(here)
-    differing = [key for key in {**old, **new} if key not in FREE_KEYS and old.get(key) != new.get(key)]
+    differing = [key for key in {**old, **new} if key not in FREE_KEYS and not same_setting(key, old, new)]
     if not differing:
         return
     shown = "; ".join(
@@ -225,6 +225,13 @@ def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
     raise UserError(
         f"{path} holds a run of another configuration: {shown}{more}; choose another --out or delete that directory"
     )
+
+
+def same_setting(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two records agree. One that lacks a setting is from before there was one: as if null, false or 0."""
+    if key in old and key in new:
+        return bool(old[key] == new[key])
+    return old.get(key, new.get(key)) in (None, 0)
 
 
 def flatten(values: Any, path: str = "") -> dict[str, Any]:

@@ -73,8 +73,15 @@ class BackboneConfig:
     """RGB mean in [0, 1] of the input normalisation; null = that of the model's published weights"""
     std: tuple[float, float, float] | None = None
     """RGB standard deviation in [0, 1]; null = as above"""
+    checkpointing: bool = False
+    """keep only what each block of the network begins with, and compute the rest again in the backward pass: the same
+    loss and gradients for less memory and about a third more time. Not for networks with batch normalisation"""
     options: dict[str, Any] = field(default_factory=dict)
     """further keyword arguments of the model's constructor, for example pad_type or img_size"""
+
+    def __post_init__(self) -> None:
+        if self.checkpointing and self.is_frozen:
+            raise ValueError("checkpointing = true, but a frozen backbone keeps nothing to save on; leave it out")
 
     @property
     def is_frozen(self) -> bool:
@@ -143,16 +150,26 @@ class LoopConfig:
     patience: int | None = None
     """stop once more than this many evaluations in a row brought no better value, and keep the best; null = never"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """train with torch.compile (the same up to rounding; the first step takes minutes). A part that the compiler fails
+    on, or all where there is no compiler, is computed without it, and a line says so"""
     device: str = "auto"
     """auto = the GPU where there is one, else the CPU"""
     loader_workers: int = 0
+    """processes that read and augment; 0 = the training process does. `kappaseg bench data` says how many it takes"""
+    loader_start: Literal["fork", "forkserver", "spawn"] | None = None
+    """how these are started; null = the platform's way. Forked ones start at once; the others share nothing with a
+    process that has threads or a GPU"""
+    loader_prefetch: int = 2
+    """batches that each of them has ready"""
     seed: int = 0
     cached_views: int = 0
     """with a frozen backbone: compute its features for this many augmented views of each image once and train on them;
     0 = augment and compute anew at every step (as a backbone that is trained always does)"""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "steps", "batch_size", "accumulate", "save_every", "log_every")
+        refuse_below(1, self, "steps", "batch_size", "accumulate", "save_every", "log_every", "loader_prefetch")
+        refuse_below(0, self, "loader_workers")
         if self.cached_views < 0:
             raise ValueError(f"cached_views = {self.cached_views}, wanted 0 (no cache) or more")
         if self.batch_size % self.accumulate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,13 @@ def label_counts(scenes: SceneSet, indices: Sequence[int] | None = None) -> NDAr
             counts[row] = np.bincount(mask[mask >= 0].ravel(), minlength=counts.shape[1])
             meter.advance()
     return counts
+
+
+def runs(mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The labels [N] of a mask [H, W] row by row, each once for all pixels that follow one another, and how many."""
+    flat = mask.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    return flat[ends - 1], np.diff(ends, prepend=0)
 
 
 def folds_of(image_ids: Sequence[str], folds: int, seed: int = 0) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kappaseg_core.checkpoint import RunDirectory, State, Summary, load_weights, save_weights
+from kappaseg_core.compiling import compile_parts
 from kappaseg_core.config import LoopConfig, OptimConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.optim import build_optimizer, clip_gradients, set_rate
@@ -91,6 +92,8 @@ class Trainer:
         self.optimizer = build_optimizer(groups, optim)
         self.ema = ModelEmaV3(task.model, decay=loop.ema, use_warmup=True) if loop.ema else None
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
+        if loop.compile:
+            compile_parts(task.model)  # after the copy for averaging, before the workers are joined
         self.wrapped = place.wrap(task)
         self.step = 0
         self.window: dict[str, Tensor] = {}  # sum and number of steps since the last logged one

@@ -21,7 +21,13 @@ def seed_of(*place: int | str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside, leave the outer random state untouched (CPU generator)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Draw from `seed` inside, leave the outer random state untouched (CPU generator).
+
+    `torch.manual_seed` would seed the GPUs too, and while these are not in use note the call stack for each of them.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.default_generator.set_state(state)

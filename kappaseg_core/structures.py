@@ -19,17 +19,21 @@ class Scene:
     image: u8 [3, H, W], RGB, upright (EXIF orientation applied).
     mask: i32 [H, W], class ids 0..K-1 or IGNORE (-1).
     image_id: stable name of the image, the same in every split, run and storage form.
+    instances: i32 [H, W], which object of its label a pixel belongs to: numbers from 1, 0 = none, CROWD = objects that
+    were not told apart (segments.segments_of); None where the scene set does not tell objects apart.
     """
 
     image: np.ndarray
     mask: np.ndarray
     image_id: str
+    instances: np.ndarray | None = None
 
 
 class SceneSet(Protocol):
     """One split of a data set: what `kappaseg_core.scenes.open_scenes` returns. Picklable; opens files lazily.
 
     Reading a scene must not depend on any other scene having been read, nor on the process that reads it.
+    A set whose scenes have instances also has `things`, bool for each of the K labels (scenes.things_of).
     """
 
     class_names: tuple[str, ...]

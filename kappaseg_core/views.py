@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kappaseg_core.config import fingerprint, to_plain
 from kappaseg_core.feeding import Examples
 from kappaseg_core.files import file_sha256, new_folder, write_text
+from kappaseg_core.handover import collate
 from kappaseg_core.placement import Placement
 from kappaseg_core.progress import Meter
 from kappaseg_core.seeding import seed_of
@@ -58,6 +59,8 @@ def training_bank(
     target: what the examples' second item is ("labels", "mask"). examples.make must give images of one size.
     The first worker computes a missing bank; the others wait.
     """
+    network = to_plain(replace(config.backbone, weights=None, frozen=True))
+    del network["checkpointing"]  # changes no number
     key = {
         "format": 1,
         "target": target,
@@ -66,7 +69,7 @@ def training_bank(
         "classes": list(scenes.class_names),
         "options": to_plain(config.data.options),  # ignore values and id maps decide the stored targets
         "augment": to_plain(config.augment),
-        "backbone": to_plain(replace(config.backbone, weights=None, frozen=True)),
+        "backbone": network,
         "weights": start_of(config),
         "views": config.loop.cached_views,
         "seed": config.loop.seed,
@@ -95,7 +98,7 @@ def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: nn.
             group = rows[start : start + GROUP]
             made = [examples.make(index, seed_of(seed, "view", index, view)) for index, view in group]
             with torch.inference_mode(), here.autocast():
-                maps = backbone(torch.stack([image for image, _, _ in made]).to(here.device))
+                maps = backbone(collate(made, target=key["target"]).batch(here.device).image)
             goal = np.stack([np.asarray(target) for _, target, _ in made])
             if features is None or targets is None:
                 features = open_array(temporary / "features.npy", np.float16, (len(rows), *maps.shape[1:]))

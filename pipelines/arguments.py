@@ -6,8 +6,10 @@ import contextlib
 import io
 from collections.abc import Collection, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from kappaseg_core.config import DataConfig, build, override
 from kappaseg_core.errors import UserError
 
 
@@ -45,6 +47,16 @@ def split_settings(words: Sequence[str]) -> list[tuple[str, str]]:
             value = rest.pop(0)
         pairs.append((name.replace("-", "_"), value))
     return pairs
+
+
+def data_at(root: str, settings: Sequence[tuple[str, str]]) -> DataConfig:
+    """The data set in a folder or in a packed file, with settings of its own. Raises UserError."""
+    values: dict[str, Any] = {}
+    for name, text in settings:
+        override(values, name.removeprefix("data."), text)
+    place = Path(root)
+    data = replace(build(DataConfig, values, source="command line"), root=str(place))
+    return replace(data, kind="packed") if "kind" not in values and place.is_file() else data
 
 
 def is_flag(word: str) -> bool:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kappaseg_core.config import DataConfig, build, load_config, override
+from kappaseg_core.config import build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
-from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.arguments import apart, data_at, settings_help, split_settings
+from pipelines.bench.arguments import add_network
 from pipelines.import_arguments import add_import, run_import
+from pipelines.panoptic_arguments import add_panoptic, run_panoptic
 from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
@@ -54,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message. A loader process hands its error on as a traceback's text, `kind: message` at its end."""
-    text = str(error).strip()
-    if "\nOriginal Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return " ".join(str(error).split())
 
 
 class Parser(argparse.ArgumentParser):
@@ -200,6 +197,20 @@ def build_parser() -> Parser:
     )
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    add_panoptic(
+        verb(
+            verbs, "panoptic", run_panoptic, "segments: write those of a data set, measure predicted ones, draw them",
+            settings="kappaseg_core.config:DataConfig",
+        )
+    )  # fmt: skip
+
+    bench = verb(
+        verbs, "bench", run_bench, "time and memory of a network on this machine, against the number of labels",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    bench.add_argument("action", choices=("network",))
+    add_network(bench)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -388,13 +399,7 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in ("source", "to", "photos", "workers", "partial"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is for data prepare; see kappaseg data --help")
-    values: dict[str, Any] = {}
-    for name, text in split_settings(rest):
-        override(values, name.removeprefix("data."), text)
-    root = Path(arguments.root)
-    data = replace(build(DataConfig, values, source="command line"), root=str(root))
-    if "kind" not in values and root.is_file():
-        data = replace(data, kind="packed")
+    data = data_at(arguments.root, split_settings(rest))
     from pipelines.data import check_data, pack_data
 
     if arguments.action == "check":
@@ -402,6 +407,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.network import bench_network
+
+    bench_network(arguments, split_settings(rest))
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:

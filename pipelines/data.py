@@ -29,7 +29,10 @@ def check_data(data: DataConfig, splits: Sequence[str] | None) -> int:
     where = f"{data.kind} {data.root}"
     if found.splits:
         columns = ["split", "images", "flawed", "mean labels", "p99 labels", "% ignored", "absent classes"]
-        show_table(where, columns, [_row(check) for check in found.splits])
+        told_apart = any(check.objects is not None for check in found.splits)
+        of_objects = ["mean objects", "most objects", "images with a crowd"] if told_apart else []
+        rows = [_row(check) + (_object_cells(check) if told_apart else []) for check in found.splits]
+        show_table(where, columns + of_objects, rows)
     for check in found.splits:
         absent = [found.class_names[label] for label in np.flatnonzero(check.images_with == 0)]
         if absent:
@@ -47,7 +50,8 @@ def pack_data(data: DataConfig, splits: Sequence[str], destination: Path) -> int
         pack(sets, destination, progress=lambda done, total: meter.advance())
     facts = {scenes.split: f"{len(scenes)} images, fingerprint {scenes.fingerprint()[:12]}" for scenes in sets}
     facts["size"] = f"{destination.stat().st_size / 2**20:.1f} MiB"
-    facts["use it with"] = f"--data.kind packed --data.root {destination}"
+    instances = " --data.options.instances true" if getattr(sets[0], "things", None) else ""
+    facts["use it with"] = f"--data.kind packed --data.root {destination}{instances}"
     show_table(str(destination), ["", ""], [[name, value] for name, value in facts.items()])
     return 0
 
@@ -61,6 +65,13 @@ def _row(check: SplitCheck) -> list[str]:
     )
     absent = int((check.images_with == 0).sum())
     return [check.split, str(check.images), str(check.flawed), *numbers, str(absent)]
+
+
+def _object_cells(check: SplitCheck) -> list[str]:
+    if check.objects is None:
+        return ["–"] * 3
+    objects = check.objects.per_image
+    return [f"{objects.mean():.1f}", str(objects.max()), str(check.objects.crowds)]
 
 
 def _print_flaws(found: DataCheck, where: str) -> int:

@@ -43,8 +43,11 @@ def overlay(
     image: u8 [3, H, W] or [H, W, 3]. label_map: integer [H, W], 0..K-1 or IGNORE. At most `rows` labels are named;
     one more line counts the others. Raises ValueError for sizes that differ and ids outside the vocabulary.
     """
-    picture = paint(image, label_map, opacity=opacity)
-    key = legend(labels_found(label_map, class_names), rows=rows)
+    return beside(paint(image, label_map, opacity=opacity), legend(labels_found(label_map, class_names), rows=rows))
+
+
+def beside(picture: Image.Image, key: Image.Image) -> Image.Image:
+    """A picture with its legend on the right."""
     canvas = Image.new("RGB", (picture.width + key.width, max(picture.height, key.height)), PAPER)
     canvas.paste(picture, (0, 0))
     canvas.paste(key, (picture.width, 0))

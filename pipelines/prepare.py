@@ -73,10 +73,11 @@ def show_prepared(prepared: Prepared, to: Path) -> None:
     if prepared.left_out:
         print(f"note: {prepared.left_out} images were left out, whose photo or label map is not there (--partial)")
     ignore = "" if prepared.ignore == USUAL_IGNORE else f" --data.options.ignore {prepared.ignore}"
+    chosen = ignore + (" --data.options.instances instances" if prepared.things else "")
     words = f"--data.root {to}{ignore}"
     print(f"{prepared.made} images made now; {'complete' if prepared.complete else 'not the complete set'}. Next:")
-    print(f"  kappaseg data check {to}{ignore}")
-    print(f"  kappaseg data pack {to} {to}.h5{ignore}")
+    print(f"  kappaseg data check {to}{chosen}")
+    print(f"  kappaseg data pack {to} {to}.h5{chosen}")
     print(f"  kappaseg run-stage1 CONFIG {words} --out RUN")
 
 

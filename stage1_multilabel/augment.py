@@ -1,4 +1,4 @@
-"""Images and label targets of stage one, on torchvision's transforms (v2)."""
+"""Images and label targets of stage one, on torchvision's transforms (v2). Normalising is left to the device."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from kappaseg_core.ranking import presence
+from kappaseg_core.handover import RGB, Box, Normalisation, View
+from kappaseg_core.label_counts import runs
 from kappaseg_core.seeding import seeded
 from kappaseg_core.structures import SceneSet
 from stage1_multilabel.config import AugmentConfig
 
 
 class TrainExamples:
-    """Augmented training images: `make(index, seed)` → (image f32 [3, S, S], labels u8 [K] multi-hot, image_id).
+    """Augmented training images: `make(index, seed)` → (view of S x S, labels u8 [K] multi-hot, image_id).
 
     The targets are the labels with at least one pixel in the view (Sec. 3.2, He et al. 2022: any pixel counts), so a
     crop has the labels of the crop.
     """
 
-    def __init__(
-        self, scenes: SceneSet, augment: AugmentConfig, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
-        self.scenes, self.num_classes = scenes, len(scenes.class_names)
-        self.geometry, self.look = geometry(augment), look(augment, mean, std)
+    def __init__(self, scenes: SceneSet, augment: AugmentConfig, mean: RGB, std: RGB) -> None:
+        self.scenes, self.num_classes, self.normalise = scenes, len(scenes.class_names), Normalisation(mean, std)
+        self.geometry, self.look = geometry(augment), look(augment)
+        self.cutout = Cutout(augment.cutout) if augment.cutout else None
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, np.ndarray[Any, Any], str]:
+    def make(self, index: int, seed: int) -> tuple[View, NDArray[np.uint8], str]:
         scene = self.scenes[index]
         mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(scene.mask))[None])
         with seeded(seed):
             image, mask = self.geometry(tv_tensors.Image(torch.from_numpy(scene.image)), mask)
-            view: Tensor = self.look(image)
-        return view.as_subclass(Tensor), presence(mask.long(), self.num_classes)[0].byte().numpy(), scene.image_id
+            pixels = self.look(image).as_subclass(Tensor)
+            holes = self.cutout(pixels) if self.cutout else ()
+        return View(pixels, self.normalise, holes), self.present(mask[0].numpy()), scene.image_id
+
+    def present(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
+        """1 for the labels with a pixel in mask [H, W], u8 [K]."""
+        found = np.zeros(self.num_classes + 1, np.uint8)
+        found[runs(mask)[0] + 1] = 1  # IGNORE falls into the first
+        return found[1:]
 
 
 def geometry(augment: AugmentConfig) -> v2.Transform:
@@ -70,15 +78,26 @@ class RandomCrop(v2.Transform):
         return v2.functional.crop(inpt, **params)
 
 
-def look(augment: AugmentConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
-    """Resize, RandAugment, normalise, cutout (paper: cutout and RandAugment; the published cutout never ran)."""
-    steps: list[v2.Transform] = [square(augment.image_size)]
-    if augment.randaugment_ops:
-        steps.append(v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude))
-    steps.append(normalise(mean, std))
-    if augment.cutout:
-        steps.append(v2.RandomErasing(augment.cutout, scale=(0.02, 0.25), ratio=(1.0, 1.0)))
-    return v2.Compose(steps)
+def look(augment: AugmentConfig) -> v2.Transform:
+    """Resize, RandAugment. What follows: normalise, cutout (in the paper both; the published cutout never ran)."""
+    resize = square(augment.image_size)
+    if not augment.randaugment_ops:
+        return resize
+    return v2.Compose([resize, v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)])
+
+
+class Cutout:
+    """A square hole of up to half the side, with a probability: its box, or none. Drawn as torchvision draws it."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+        self.erasing = v2.RandomErasing(scale=(0.02, 0.25), ratio=(1.0, 1.0))
+
+    def __call__(self, image: Tensor) -> tuple[Box, ...]:
+        if torch.rand(1) >= self.probability:
+            return ()
+        hole = self.erasing.make_params([image])
+        return ((hole["i"], hole["j"], hole["h"], hole["w"]),) if hole["v"] is not None else ()
 
 
 def square(size: int) -> v2.Transform:
@@ -87,17 +106,19 @@ def square(size: int) -> v2.Transform:
     return v2.Compose([resize, v2.Lambda(torch.Tensor.contiguous)])
 
 
-def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
-    """u8 → f32 in [0, 1] → (x - mean) / std."""
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
-
-
 class EvalImages:
-    """Images as the classifier sees them when ranking: `tensor(index)` → f32 [3, S, S]. Shared with the service."""
+    """Images as the classifier sees them when ranking: u8 [3, H, W] → f32 [3, S, S]. Shared with the service.
 
-    def __init__(self, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.transform = v2.Compose([square(image_size), normalise(mean, std)])
+    In two steps, of which the second may wait until the image is on its device: `square`, `normalise`.
+    """
 
-    def __call__(self, image: np.ndarray[Any, Any]) -> Tensor:
-        out: Tensor = self.transform(torch.from_numpy(image))
+    def __init__(self, image_size: int, mean: RGB, std: RGB) -> None:
+        self.resize, self.normalise = square(image_size), Normalisation(mean, std)
+
+    def square(self, image: NDArray[Any]) -> Tensor:
+        """u8 [3, S, S]."""
+        out: Tensor = self.resize(torch.from_numpy(image))
         return out
+
+    def __call__(self, image: NDArray[Any]) -> Tensor:
+        return self.normalise(self.square(image))

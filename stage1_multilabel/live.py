@@ -36,11 +36,11 @@ class LiveClassifier:
         return self.rank(self.prepared(image)[None])
 
     def prepared(self, image: NDArray[Any]) -> Tensor:
-        """An image of any size as the classifier takes it, f32 [3, S, S]."""
-        return self.images(image)
+        """An image of any size as the classifier takes it, u8 [3, S, S], still to be normalised."""
+        return self.images.square(image)
 
     def rank(self, images: Tensor) -> Ranking:
-        """The rankings of prepared images f32 [B, 3, S, S]."""
+        """The rankings of prepared images u8 [B, 3, S, S]."""
         with torch.inference_mode(), self.here.autocast():
-            logits = self.model(images.to(self.here.device))
+            logits = self.model(self.images.normalise(images.to(self.here.device)))
         return top_kappa(label_scores(logits).cpu(), self.kappa)

@@ -32,9 +32,10 @@ def scores_of(
     with Meter(f"ranking {scenes.split}", len(mine), unit="image") as meter, torch.inference_mode():
         for start in range(0, len(mine), batch_size):
             group = mine[start : start + batch_size]
-            batch = torch.stack([images(scenes.image(rows[row])) for row in group])
+            batch = torch.stack([images.square(scenes.image(rows[row])) for row in group])
+            batch = images.normalise(batch.to(here.device))
             with here.autocast():
-                logits = model(batch.to(here.device))
+                logits = model(batch)
             scores[group] = label_scores(logits).cpu()
             meter.advance(len(group))
     return here.total(scores.to(here.device)).cpu()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from kappaseg_core.checkpoint import Summary, nothing_left_of_a_mistake, start_from, start_run
-from kappaseg_core.feeding import Examples, batches, collate
+from kappaseg_core.feeding import Examples, batches, lost_workers_told
 from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import folds_of, label_counts
 from kappaseg_core.loop import fit
@@ -51,22 +50,18 @@ def train_classifier(config: Stage1Config, folder: Path | None = None) -> Summar
     if run.is_complete:
         return run.summary()
 
-    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
+    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"), lost_workers_told():
         truth = label_counts(train, kept)
         if config.init is None:
             model.head.set_prior(torch.from_numpy((truth > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
-        given = "image"
         if config.loop.cached_views and config.backbone.is_frozen:
             examples = training_bank(config, "labels", examples, train, model.backbone, here)
-            given = "features"
         if config.fold:
             examples = selected(examples, kept)
 
-        pack = partial(collate, given=given, target="labels")
-
         def feed(first_step: int) -> Iterator[Batch]:
-            return batches(examples, pack, config.loop, here, first_step=first_step)
+            return batches(examples, "labels", config.loop, here, first_step=first_step)
 
         test_truth = label_counts(test, test_rows)
 

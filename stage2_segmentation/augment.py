@@ -1,60 +1,74 @@
-"""Images and label maps of stage two, in the published order: scale, crop, flip, photometric jitter, normalise, pad."""
+"""Images and label maps of stage two, in the published order: scale, crop, flip, photometric jitter, normalise, pad.
+
+What is cropped away is neither scaled (label map) nor copied (image), and normalising is left to the device.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from kappaseg_core.handover import RGB, Box, Normalisation, View
+from kappaseg_core.label_counts import runs
 from kappaseg_core.ranking import IGNORE
 from kappaseg_core.seeding import seeded
-from kappaseg_core.structures import SceneSet
+from kappaseg_core.structures import Scene, SceneSet
 from stage2_segmentation.config import AugmentConfig
+from stage2_segmentation.photometric import Photometric
 
 TRIES = 10  # crops drawn before one that breaks the max_share rule is taken anyway
 
 
 class TrainExamples:
-    """Augmented training crops: `make(index, seed)` → (image f32 [3, S, S], mask i16/i32 [S, S], image_id)."""
+    """Augmented training crops: `make(index, seed)` → (view of S x S, mask i16/i32 [S, S], image_id)."""
 
-    def __init__(
-        self, scenes: SceneSet, augment: AugmentConfig, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
-        self.scenes, self.augment = scenes, augment
-        self.mean, self.std = list(mean), list(std)
-        self.photometric = v2.RandomPhotometricDistort()
+    def __init__(self, scenes: SceneSet, augment: AugmentConfig, mean: RGB, std: RGB) -> None:
+        self.scenes, self.augment, self.normalise = scenes, augment, Normalisation(mean, std)
+        self.photometric = Photometric()
         self.dtype = np.int16 if len(scenes.class_names) <= np.iinfo(np.int16).max else np.int32
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, np.ndarray, str]:
+    def make(self, index: int, seed: int) -> tuple[View, np.ndarray, str]:
         scene = self.scenes[index]
-        image = tv_tensors.Image(torch.from_numpy(scene.image))
-        mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(scene.mask))[None])
         with seeded(seed):
-            image, mask = self.view(image, mask)
-        return image.as_subclass(Tensor), mask[0].numpy().astype(self.dtype), scene.image_id
+            view, mask = self.view(scene)
+        return view, mask, scene.image_id
 
-    def view(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        augment = self.augment
+    def view(self, scene: Scene) -> tuple[View, np.ndarray]:
+        augment, side = self.augment, self.augment.crop
         low, high = augment.scale
-        size = scaled_size(image.shape[-2:], augment.short_side, float(torch.empty(()).uniform_(low, high)))
-        image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True).contiguous()
-        # release: OpenCV's nearest, which is the one up and left of it; that shifts labels by up to half a pixel
-        mask = F.resize(mask, list(size), InterpolationMode.NEAREST_EXACT)
-        top, left, height, width = crop_box(mask[0], augment)
-        image, mask = F.crop(image, top, left, height, width), F.crop(mask, top, left, height, width)
+        size = scaled_size(scene.mask.shape, augment.short_side, float(torch.empty(()).uniform_(low, high)))
+        box, labels = crop_box(scene.mask.astype(self.dtype), size, augment)
+        image = cropped(resized(torch.from_numpy(scene.image), size), box)
         if torch.rand(()) < augment.flip:
-            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+            image, labels = image.flip(-1), labels[:, ::-1]
         if augment.photometric:
             image = self.photometric(image)
-        image = F.normalize(F.to_dtype(image, torch.float32, scale=True), self.mean, self.std)
-        missing = [0, 0, augment.crop - width, augment.crop - height]  # left, top, right, bottom
-        return F.pad(image, missing, fill=0.0), F.pad(mask, missing, fill=IGNORE)
+        height, width = labels.shape
+        if height == width == side:
+            return View(image, self.normalise), np.ascontiguousarray(labels)
+        below, right = side - height, side - width
+        blank = (height, 0, below, side), (0, width, side, right)
+        mask = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
+        return View(F.pad(image, [0, 0, right, below]), self.normalise, blank), mask
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """u8 [3, H, W] at another size: bilinear, anti-aliased."""
+    scaled: Tensor = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return scaled
+
+
+def cropped(image: Tensor, box: Box) -> Tensor:
+    """The part of [3, H, W], channel after channel in memory."""
+    top, left, height, width = box
+    return image[:, top : top + height, left : left + width].contiguous()
 
 
 def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
@@ -63,18 +77,34 @@ def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> t
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def crop_box(mask: Tensor, augment: AugmentConfig) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop of mask i32 [H, W] in which no label holds more than max_share.
+def crop_box(mask: np.ndarray, size: tuple[int, int], augment: AugmentConfig) -> tuple[Box, np.ndarray]:
+    """A random crop of mask [H, W] scaled to `size`, in which no label holds more than max_share: box and labels.
 
     release: the rule counts 255 as ignore whatever the set's ignore value is; ours: IGNORE, always.
     """
-    height, width = min(augment.crop, mask.shape[0]), min(augment.crop, mask.shape[1])
-    top = left = 0
+    rows, columns = (nearest(old, new) for old, new in zip(mask.shape, size, strict=True))
+    height, width = (min(augment.crop, side) for side in size)
     for _ in range(TRIES):
-        top = int(torch.randint(mask.shape[0] - height + 1, ()))
-        left = int(torch.randint(mask.shape[1] - width + 1, ()))
-        counts = torch.bincount(mask[top : top + height, left : left + width].flatten().long() + 1)[1:]
-        labelled = int(counts.sum())
-        if labelled and int(counts.max()) / labelled <= augment.max_share:
+        top = int(torch.randint(size[0] - height + 1, ()))
+        left = int(torch.randint(size[1] - width + 1, ()))
+        labels = mask.take(rows[top : top + height], 0).take(columns[left : left + width], 1)
+        if largest_share(labels) <= augment.max_share:
             break
-    return top, left, height, width
+    return (top, left, height, width), labels
+
+
+def nearest(old: int, new: int) -> np.ndarray:
+    """The pixel that each of `new` pixels takes where a side of `old` pixels is scaled, i64 [new].
+
+    release: OpenCV's nearest, which is the one up and left of it; that shifts labels by up to half a pixel.
+    """
+    places = torch.arange(old, dtype=torch.float32)[None, None, :, None]
+    return interpolate(places, (new, 1), mode="nearest-exact").flatten().long().numpy()
+
+
+def largest_share(labels: np.ndarray) -> float:
+    """Of the labelled pixels, the share that the most frequent label has; more than 1 where none is labelled."""
+    label, length = runs(labels)
+    counts = np.bincount(label + 1, length)[1:]
+    labelled = counts.sum()
+    return float(counts.max() / labelled) if labelled else 2.0

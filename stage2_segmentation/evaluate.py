@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from kappaseg_core.checkpoint import load_model, read_record
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
+from kappaseg_core.handover import Normalisation
 from kappaseg_core.metrics import ConfusionSums, CoverageSums, average_precision, label_pixels, mean_average_precision
 from kappaseg_core.placement import Placement
 from kappaseg_core.progress import Meter
@@ -23,7 +22,7 @@ from kappaseg_core.ranking import OwnRanking, Ranking, rank_lookup
 from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import Scene, SceneSet
 from label_cache import class_difference
-from stage2_segmentation.augment import scaled_size
+from stage2_segmentation.augment import resized, scaled_size
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 from stage2_segmentation.inference import Segmented, own_ranking, segmented
 from stage2_segmentation.model import SegmentationModel
@@ -157,12 +156,11 @@ def label_ranking(
 
 
 def prepared(model: SegmentationModel, image: Tensor, inference: InferenceConfig, here: Placement) -> Tensor:
-    """An image u8 [3, H, W] as the network takes it: resized, normalised, on its device."""
+    """An image u8 [3, H, W] as the network takes it: resized, then normalised on its device."""
     if inference.short_side is not None:
-        target = list(scaled_size((image.shape[-2], image.shape[-1]), inference.short_side))
-        image = F.resize(image, target, InterpolationMode.BILINEAR, antialias=True)
-    image = F.to_dtype(image.contiguous(), torch.float32, scale=True)
-    return F.normalize(image, list(model.backbone.mean), list(model.backbone.std)).to(here.device)
+        image = resized(image, scaled_size((image.shape[-2], image.shape[-1]), inference.short_side))
+    normalise = Normalisation(model.backbone.mean, model.backbone.std)
+    return normalise(image.contiguous().to(here.device))
 
 
 def evaluation_name(config: Stage2Config, training: Stage2Config, chosen: str = "") -> str:

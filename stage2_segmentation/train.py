@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +18,7 @@ from kappaseg_core.checkpoint import (
     start_from,
     start_run,
 )
-from kappaseg_core.feeding import Examples, batches, collate
+from kappaseg_core.feeding import Examples, batches, lost_workers_told
 from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import label_counts
 from kappaseg_core.loop import fit
@@ -56,19 +55,15 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
     if run.is_complete:
         return run.summary()
 
-    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"):
+    with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"), lost_workers_told():
         if model.branch is not None and config.labels.prior and config.init is None and not run.has_progress:
             cast(Branch, model.branch).set_prior(torch.from_numpy((label_counts(train) > 0).mean(0)))
         examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
-        given = "image"
         if config.loop.cached_views and config.backbone.is_frozen:
             examples = training_bank(config, "mask", examples, train, model.backbone, here)
-            given = "features"
-
-        pack = partial(collate, given=given, target="mask")
 
         def feed(first_step: int) -> Iterator[Batch]:
-            return batches(examples, pack, config.loop, here, first_step=first_step)
+            return batches(examples, "mask", config.loop, here, first_step=first_step)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             assert isinstance(network, SegmentationModel)

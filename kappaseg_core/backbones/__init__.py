@@ -4,6 +4,7 @@
 
 What it gives needs `channels`, `stride`, `mean` and `std`, and maps f32 [B, 3, H, W] to [B, channels, ceil(H/stride),
 ceil(W/stride)]. A network that takes only certain sizes also has `unit`: it is then given multiples of it.
+One that can compute its blocks again in the backward pass has `set_checkpointing(on)` (BackboneConfig.checkpointing).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.config import BackboneConfig
+from kappaseg_core.errors import UserError
 from kappaseg_core.parts import kinds_of, part
 
 RGB = tuple[float, float, float]
@@ -26,6 +28,7 @@ class Backbone(nn.Module):
     H and W are free: where the network needs multiples of `unit`, the image is padded at the right and at the bottom
     with 0 (the mean colour), and the map is cropped again. The map is f32, or autocast's type under autocast.
     mean, std: RGB in [0, 1] units.   frozen: nothing changes, batch-norm statistics included, and no gradient passes.
+    checkpointing: while training, blocks keep what they begin with and are computed again in the backward pass.
     """
 
     channels: int
@@ -35,18 +38,19 @@ class Backbone(nn.Module):
     frozen: bool
 
     def __init__(
-        self, network: nn.Module, *, mean: RGB | None = None, std: RGB | None = None, frozen: bool = False
-    ) -> None:
+        self, network: nn.Module, *, mean: RGB | None = None, std: RGB | None = None, frozen: bool = False,
+        checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         """mean, std: others than those of the network's published weights."""
         super().__init__()
         self.network: nn.Module = network
         self.channels, self.stride = _whole(network, "channels"), _whole(network, "stride")
         self.unit = _whole(network, "unit") if hasattr(network, "unit") else 1
         self.mean, self.std = mean or _rgb(network, "mean"), std or _rgb(network, "std")
-        self.frozen = frozen
+        self.frozen, self.checkpointing = frozen, checkpointing
         if frozen:
             self.requires_grad_(False)
-            self.eval()
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.frozen:
@@ -82,6 +86,9 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone stays in evaluation mode, whatever is asked of the model around it."""
         super().train(mode and not self.frozen)
+        if self.checkpointing:
+            network: Any = self.network
+            network.set_checkpointing(self.training)
         return self
 
 
@@ -89,10 +96,17 @@ def build_backbone(config: BackboneConfig, *, image_size: int | None = None) -> 
     """The configured backbone, with its weight file loaded where one is named.
 
     image_size: side in pixels of the images it will mostly see; position tables and windows are made to fit it.
-    Raises UserError for an unknown kind, name, level or option, and for a weight file that does not fit.
+    Raises UserError for an unknown kind, name, level or option, for a weight file that does not fit, and for
+    checkpointing where the network has no such thing.
     """
     network = part(__name__, config.kind, defines="build", setting="backbone.kind").build(config, image_size=image_size)
-    return Backbone(network, mean=config.mean, std=config.std, frozen=config.is_frozen)
+    if config.checkpointing and not hasattr(network, "set_checkpointing"):
+        raise UserError(
+            f"backbone.checkpointing = true: {config.kind} cannot compute its blocks again; set it to false"
+        )
+    return Backbone(
+        network, mean=config.mean, std=config.std, frozen=config.is_frozen, checkpointing=config.checkpointing
+    )
 
 
 def backbone_kinds() -> tuple[str, ...]:

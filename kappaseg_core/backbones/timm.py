@@ -21,6 +21,8 @@ from timm.models import get_pretrained_cfg, is_model, list_models, model_entrypo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from kappaseg_core.backbones.positions import Interpolation, Positions
 from kappaseg_core.backbones.weight_files import Convert, load_weight_file
@@ -42,7 +44,7 @@ class TimmNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, stage: int | None) -> None:
         super().__init__()
-        self.model, self.stage = model, stage
+        self.model, self.stage, self.checkpointing = model, stage, False
         features: Any = model.feature_info
         published: Any = model.pretrained_cfg
         self.stride = int(features[-1 if stage is None else stage]["reduction"])
@@ -63,6 +65,12 @@ class TimmNetwork(nn.Module):
             return self.as_map(features, images)
         return features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether blocks are computed again in the backward pass, where timm has that."""
+        model: Any = self.model
+        model.set_grad_checkpointing(on)
+        self.checkpointing = on
+
     @property
     def takes_tokens(self) -> bool:
         """Whether `with_tokens` works: plain ViTs up to their last block."""
@@ -76,10 +84,15 @@ class TimmNetwork(nn.Module):
         model: Any = self.model
         seen = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         for block in model.blocks[:-1]:
-            seen = block(seen)
+            seen = self.through(block, seen)
         together = torch.cat([seen, tokens.to(seen.dtype).expand(seen.shape[0], -1, -1)], dim=1)
-        seen, found = model.norm(model.blocks[-1](together)).split([seen.shape[1], len(tokens)], dim=1)
+        together = self.through(model.blocks[-1], together)
+        seen, found = model.norm(together).split([seen.shape[1], len(tokens)], dim=1)
         return self.as_map(seen, images), found
+
+    def through(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        found: Tensor = checkpoint(block, tokens, use_reentrant=False) if self.checkpointing else block(tokens)
+        return found
 
     def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Tokens [B, prefix + h·w, D] of images → [B, D, h, w]."""
@@ -111,7 +124,23 @@ def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwo
         model.prune_intermediate_layers([stage], prune_norm=False, prune_head=True)
     network = TimmNetwork(model, stage)
     measure(network, config.name)
+    if config.checkpointing:
+        check_checkpointing(network, config.name)
     return network
+
+
+def check_checkpointing(network: TimmNetwork, name: str) -> None:
+    """Raise UserError where blocks cannot be computed again, or not without another result."""
+    problem = ""
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        problem = f"{name} has batch normalisation, whose statistics would count every image twice"
+    else:
+        try:
+            network.set_checkpointing(True)
+        except (AssertionError, AttributeError):
+            problem = f"timm cannot compute the blocks of {name} again"
+    if problem:
+        raise UserError(f"backbone.checkpointing = true: {problem}; set it to false")
 
 
 def take_interpolation(options: dict[str, Any]) -> Interpolation | None:

@@ -8,7 +8,8 @@ Two more functions are used by `kappaseg data check` where a module has them:
     split_names(root, options) -> tuple[str, ...]                          the splits there are
     open_unchecked(root, split, options) -> tuple[SceneSet, list[str]]     a flawed split, and its flaws
 
-Scene sets convert their ignore value to IGNORE and nobody else does: 255 is a real class where K > 255.
+Scene sets convert their ignore value to IGNORE and nobody else does: 255 is a real class where K > 255. Those that tell
+objects apart give each Scene its `instances`, and have `things`.
 """
 
 from __future__ import annotations
@@ -72,6 +73,17 @@ def split_names(data: DataConfig) -> tuple[str, ...]:
         return configured
     names = module.split_names(data.root, scene_options(data))
     return tuple(sorted(names, key=lambda name: configured.index(name) if name in configured else len(configured)))
+
+
+def things_of(scenes: SceneSet) -> tuple[bool, ...]:
+    """Which of the K labels are things, of a set that tells their objects apart. Raises UserError for another set."""
+    things: tuple[bool, ...] | None = getattr(scenes, "things", None)
+    if things is None:
+        raise UserError(
+            f"split {scenes.split!r} has label maps and no instance maps, wanted both; see docs/data.md (data.options."
+            "instances of a folder or a packed file, data.options.objects of synthetic scenes, kind coco_panoptic)"
+        )
+    return things
 
 
 def scene_kinds() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from kappaseg_core.config import DataConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.progress import Meter
 from kappaseg_core.scenes import open_leniently, split_names
+from kappaseg_core.scenes.check_objects import ObjectCheck, SceneObjects, added_up, objects_of
 from kappaseg_core.scenes.flaws import SceneFlaw, UnknownValues
 from kappaseg_core.structures import Scene, SceneSet
 
@@ -30,6 +31,7 @@ class SplitCheck:
 
     images: images of the split that are there; images - n of them are flawed.
     labels_per_image: i64 [n].   images_with: i64 [K], scenes that show the label.   pixels, unlabelled: sums.
+    objects: what there is of objects; None where the set does not tell them apart.
     """
 
     split: str
@@ -38,6 +40,7 @@ class SplitCheck:
     images_with: np.ndarray
     pixels: int
     unlabelled: int
+    objects: ObjectCheck | None
 
     @property
     def flawed(self) -> int:
@@ -75,7 +78,13 @@ def check_scenes(data: DataConfig, splits: Sequence[str] | None = None) -> DataC
         splits=checks,
         flaws={kind: tuple(lines) for kind, lines in flaws.items() if lines},
         unknown_values=_unknown_values(facts),
-        notes=(*notes, *_same_pictures(facts), *_empty(checks), *_unseen(checks, opened, data)),
+        notes=(
+            *notes,
+            *_same_pictures(facts),
+            *_empty(checks),
+            *_unseen(checks, opened, data),
+            *_outside_objects(checks),
+        ),
     )
 
 
@@ -94,12 +103,14 @@ def _open_all(data: DataConfig, splits: Sequence[str]) -> tuple[list[SceneSet], 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is kept of a usable scene: its labels i64 [m], pixels without a label and in all, a hash of the picture."""
+    """What is kept of a usable scene: its labels i64 [m], pixels without a label and in all, a hash of the picture, and
+    what it has of objects."""
 
     labels: np.ndarray
     unlabelled: int
     pixels: int
     picture: bytes
+    objects: SceneObjects | None
 
 
 _Read = dict[str, "_Facts | list[UserError]"]  # image id → facts, or what is wrong
@@ -119,11 +130,12 @@ def _read_all(opened: Sequence[SceneSet]) -> _Read:
 def _read(scenes: SceneSet, index: int) -> _Facts | list[UserError]:
     """Facts of a scene, or everything that is wrong: image and mask are tried apart where the set can do that."""
     try:
-        return _facts(scenes[index])
+        return _facts(scenes[index], scenes)
     except UserError as error:
         first = error
     found = []
-    for part in ("image", "mask"):
+    parts = ("image", "mask") if getattr(scenes, "things", None) is None else ("image", "mask", "instances")
+    for part in parts:
         try:
             if hasattr(scenes, part):
                 getattr(scenes, part)(index)
@@ -141,12 +153,13 @@ def _flaws_by_kind(facts: _Read) -> dict[str, list[str]]:
     return lines
 
 
-def _facts(scene: Scene) -> _Facts:
+def _facts(scene: Scene, scenes: SceneSet) -> _Facts:
     labels = np.unique(scene.mask)
     picture = hashlib.blake2b(
         np.ascontiguousarray(scene.image).data, digest_size=16, key=str(scene.image.shape).encode()
     )
-    return _Facts(labels[labels >= 0], int((scene.mask < 0).sum()), scene.mask.size, picture.digest())
+    objects = None if scene.instances is None else objects_of(scene, scene.instances, scenes)
+    return _Facts(labels[labels >= 0], int((scene.mask < 0).sum()), scene.mask.size, picture.digest(), objects)
 
 
 def _split_check(scenes: SceneSet, facts: _Read) -> SplitCheck:
@@ -160,6 +173,7 @@ def _split_check(scenes: SceneSet, facts: _Read) -> SplitCheck:
         images_with=np.bincount(labels, minlength=len(scenes.class_names)),
         pixels=sum(found.pixels for found in usable),
         unlabelled=sum(found.unlabelled for found in usable),
+        objects=added_up([found.objects for found in usable if found.objects is not None]),
     )
 
 
@@ -204,6 +218,12 @@ def _unseen(checks: Sequence[SplitCheck], opened: Sequence[SceneSet], data: Data
     unseen = np.flatnonzero((counts[data.val] > 0) & (counts[data.train] == 0))
     names = [opened[0].class_names[label] for label in unseen]
     return [f"{_counted(len(names), 'class')} of {data.val} not in {data.train}: {first_few(names)}"] if names else []
+
+
+def _outside_objects(checks: Sequence[SplitCheck]) -> list[str]:
+    found = [(check.split, check.objects.outside_share) for check in checks if check.objects is not None]
+    what = "of the pixels of things are in no object, and void in the panoptic truth"
+    return [f"split {split}: {100 * share:.2f} % {what}" for split, share in found if share]
 
 
 def first_few(names: Sequence[str], limit: int = 5) -> str:

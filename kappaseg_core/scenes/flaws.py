@@ -19,6 +19,18 @@ class MissingMask(SceneFlaw):
     kind = "image without a mask"
 
 
+class MissingInstances(SceneFlaw):
+    """An image of a split without an instance map, where the set has them."""
+
+    kind = "image without an instance map"
+
+
+class MisplacedObject(SceneFlaw):
+    """An object where there is no thing, or that lies on several."""
+
+    kind = "object that is not of one thing"
+
+
 class SizesDiffer(SceneFlaw):
     """A label map that is not as large as its image."""
 

@@ -5,6 +5,12 @@
     root/classes.txt         one class name per line; class id = line number - 1
     root/splits/<split>.txt  image ids (file names without their ending), one per line
 
+and where objects are told apart (data.options.instances: instances):
+
+    root/instances/<id>.png  8- or 16-bit, as large as the mask: 1, 2, … = object of that number, of the mask's label;
+                             0 = no object; 65535 = objects of the mask's label that were not told apart
+    root/things.txt          the classes that have objects, one name of classes.txt per line; the others are stuff
+
 What a mask value means is stated, never guessed: data.options.ignore and data.options.id_map.
 """
 
@@ -18,10 +24,15 @@ from pathlib import Path
 import numpy as np
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.scenes.flaws import MissingMask, SizesDiffer, UnknownValues
+from kappaseg_core.ranking import IGNORE
+from kappaseg_core.scenes.flaws import MisplacedObject, MissingInstances, MissingMask, SizesDiffer, UnknownValues
 from kappaseg_core.scenes.images import PHOTO_SUFFIXES, content_fingerprint, label_map, photo, stored_shape
 from kappaseg_core.scenes.mask_values import UNKNOWN, VALUES, describe_unknown, value_table
+from kappaseg_core.segments import CROWD
 from kappaseg_core.structures import Scene
+
+#: instance map value of objects that were not told apart
+CROWD_VALUE = VALUES - 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Options:
     """folder of the photos, below root"""
     masks: str = "masks"
     """folder of the label maps, below root"""
+    instances: str | None = None
+    """folder of the instance maps, below root, for panoptic segmentation; null = objects are not told apart"""
 
     def __post_init__(self) -> None:
         if self.ignore is not None and not 0 <= self.ignore < VALUES:
@@ -96,6 +109,9 @@ class FolderScenes:
         self.class_names, self.image_ids = class_names, image_ids
         self._photos = photos
         self._table = value_table(options.ignore, options.id_map, class_names)
+        self.things: tuple[bool, ...] | None = None
+        if options.instances is not None:
+            self.things = _things(root, options.instances, class_names)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -107,7 +123,11 @@ class FolderScenes:
         mask = self.mask(index)
         if image.shape[1:] != mask.shape:
             raise SizesDiffer(self._size_problem(index, data, image.shape[1:], mask.shape))
-        return Scene(image, mask, self.image_ids[index])
+        if self.things is None:
+            return Scene(image, mask, self.image_ids[index])
+        instances = self.instances(index)
+        self._refuse_misplaced(index, mask, instances)
+        return Scene(image, mask, self.image_ids[index], instances)
 
     def image(self, index: int) -> np.ndarray:
         """The photo alone, u8 [3, H, W]; the mask may be missing."""
@@ -124,6 +144,14 @@ class FolderScenes:
             raise self._unknown_values(path, values[mask == UNKNOWN])
         return mask
 
+    def instances(self, index: int) -> np.ndarray:
+        """The instance map alone, i32 [H, W], numbers from 1, 0 or CROWD. Raises UserError."""
+        path = self.instances_path(index)
+        values = label_map(_read(path, "instance map", self.split, missing=MissingInstances), f"instance map {path}")
+        if values.dtype == np.int32 and (values.min() < 0 or values.max() >= VALUES):
+            raise UserError(f"instance map {path} holds values up to {values.max()}, wanted 8 or 16 bits")
+        return np.where(values == CROWD_VALUE, np.int32(CROWD), values.astype(np.int32))
+
     def mask_shape(self, index: int) -> tuple[int, int]:
         """Height and width of the label map, from its header."""
         return stored_shape(self._mask_bytes(index), f"mask {self.mask_path(index)}")
@@ -137,6 +165,9 @@ class FolderScenes:
 
     def mask_path(self, index: int) -> Path:
         return self.root / self.options.masks / f"{self.image_ids[index]}.png"
+
+    def instances_path(self, index: int) -> Path:
+        return self.root / str(self.options.instances) / f"{self.image_ids[index]}.png"
 
     def fingerprint(self) -> str:
         """sha256 over the sorted image ids and image files; read once per object (a disk's pace)."""
@@ -157,6 +188,24 @@ class FolderScenes:
         sizes = "{}x{}".format(*shape), "{}x{}".format(*mask_shape)
         return f"{image} is {sizes[0]} (height x width){rotated}, {mask} is {sizes[1]}; {fix}"
 
+    def _refuse_misplaced(self, index: int, mask: np.ndarray, instances: np.ndarray) -> None:
+        """Raises UserError where the instance map is of another size, or has an object where the mask has no thing."""
+        path = self.instances_path(index)
+        if instances.shape != mask.shape:
+            sizes = "{}x{}".format(*instances.shape), "{}x{}".format(*mask.shape)
+            raise SizesDiffer(
+                f"instance map {path} is {sizes[0]} (height x width), its mask is {sizes[1]}; write one of them again"
+            )
+        nothing = ~np.array([*(self.things or ()), False])  # IGNORE = -1 picks the last one
+        wrong = mask[(instances != 0) & nothing[mask]]
+        if wrong.size:
+            label = int(wrong[0])
+            where = "pixels without a label" if label == IGNORE else f"{self.class_names[label]!r}, which is stuff"
+            raise MisplacedObject(
+                f"instance map {path} has an object on {where} ({wrong.size} such pixels), wanted 0 there; write it "
+                f"again, or list the class in {self.root / 'things.txt'}"
+            )
+
     def _unknown_values(self, path: Path, values: np.ndarray) -> UnknownValues:
         found, pixels = np.unique(values, return_counts=True)
         counts = dict(zip(found.tolist(), pixels.tolist(), strict=True))
@@ -173,6 +222,28 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if not 0 < len(names) <= VALUES:
         raise UserError(f"class file {path} has {len(names)} names, wanted 1..{VALUES}; write one class name per line")
     return tuple(names)
+
+
+def read_things(path: Path, class_names: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which classes things.txt lists. Raises UserError where it is missing, empty, or lists what is no class."""
+    listed = [
+        name for name in _lines(path, "list of things", "write the names of the classes that have objects") if name
+    ]
+    if not listed:
+        raise UserError(f"list of things {path} is empty, wanted the names of the classes that have objects")
+    unknown = [name for name in listed if name not in class_names]
+    if unknown:
+        raise UserError(f"list of things {path} has {unknown[0]!r}, which is no class; write it as classes.txt does")
+    return tuple(name in listed for name in class_names)
+
+
+def _things(root: Path, instances: str, class_names: tuple[str, ...]) -> tuple[bool, ...]:
+    """Those of a folder with instance maps. Raises UserError where their folder or the list is missing."""
+    if not (root / instances).is_dir():
+        raise UserError(
+            f"data.options.instances = {instances!r}: {root / instances} is no folder; name that of the instance maps"
+        )
+    return read_things(root / "things.txt", class_names)
 
 
 def read_split(root: Path, split: str) -> list[str]:

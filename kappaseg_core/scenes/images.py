@@ -71,6 +71,18 @@ def label_map(data: bytes, name: str) -> np.ndarray:
         return values // _grey_step(data) if picture.mode == "L" else values
 
 
+def colours(data: bytes, name: str) -> np.ndarray:
+    """A PNG file's bytes as the colours it stores, u8 [H, W, 3]. Raises UserError where they are not RGB in 8 bits.
+
+    For pictures whose colours are numbers: nothing is converted, and an EXIF orientation is not applied.
+    """
+    with _reading(name):
+        picture = _open(data, name)
+        if picture.mode != "RGB":
+            raise UserError(f"{name} is of mode {picture.mode}, wanted RGB in 8 bits; see whether it is the right file")
+        return np.asarray(picture)
+
+
 def stored_shape(data: bytes, name: str) -> tuple[int, int]:
     """Height and width of the stored picture, before any EXIF rotation; reads the header only."""
     with _reading(name):

@@ -30,7 +30,7 @@ def in_parallel(function: Callable[[T], R], things: Sequence[T], workers: int) -
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function_module(function)])  # imported once, not by each worker
-    pool = ProcessPoolExecutor(min(workers, len(things)), context, _start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(things)), context, start_worker)
     try:
         yield from pool.map(function, things, chunksize=CHUNK)
     except BrokenProcessPool:
@@ -52,7 +52,7 @@ def function_module(function: Callable[..., object]) -> str:
     return getattr(function, "func", function).__module__
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Ctrl-C is the parent's to handle, and no worker outlives a parent that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()

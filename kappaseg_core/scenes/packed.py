@@ -16,6 +16,11 @@ blocks of the deflate format, since they do not get smaller. Label maps are defl
 the time that its PNG file takes. Zstandard would be faster, but needs a plug-in in every other reader, and decoding the
 photo takes five to ten times as long as unpacking the label map does now.
 
+A folder whose objects are told apart is packed with its instance maps; they are read with data.options.instances: true.
+
+        objects = file["instances"][row, : height * width].reshape(height, width)  # 0 = none, 65535 = not told apart
+    file["thing"]                                                # u8 [K], whether a class has objects
+
 Damage is found: HDF5's checksums cover its structures (file format of HDF5 1.10) and the tables (fletcher32), and a
 crc32 per sample covers photos and label maps. The file has no time stamps: packing twice gives the same bytes.
 """
@@ -33,8 +38,10 @@ import numpy as np
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import IGNORE
+from kappaseg_core.scenes.folder import CROWD_VALUE
 from kappaseg_core.scenes.images import content_fingerprint, photo
 from kappaseg_core.scenes.packing import FORMAT, VERSION, pack
+from kappaseg_core.segments import CROWD
 from kappaseg_core.structures import Scene
 
 __all__ = ["Options", "PackedScenes", "open_scenes", "pack"]
@@ -44,12 +51,15 @@ _UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)  # what h5py raises
 
 @dataclass(frozen=True)
 class Options:
-    """None: ignore values and id maps were applied when the file was made."""
+    """What to read. Ignore values and id maps were applied when the file was made."""
+
+    instances: bool = False
+    """read the instance maps too, for panoptic segmentation; the file must have been packed with them"""
 
 
 def open_scenes(root: str, split: str, options: Options) -> PackedScenes:
     """A split of the packed file `root`. Raises UserError for a missing, foreign or damaged file or split."""
-    return PackedScenes(Path(root), split)
+    return PackedScenes(Path(root), split, instances=options.instances)
 
 
 def split_names(root: str, options: Options) -> tuple[str, ...]:
@@ -66,14 +76,17 @@ def split_names(root: str, options: Options) -> tuple[str, ...]:
 class PackedScenes:
     """A split of a packed file. Each process opens its own handle at its first read; none is ever pickled or shared."""
 
-    def __init__(self, path: Path, split: str) -> None:
+    def __init__(self, path: Path, split: str, *, instances: bool = False) -> None:
         self.path, self.split = path, split
+        self.things: tuple[bool, ...] | None = None
         self._opened: tuple[int, dict[str, h5py.Dataset]] | None = None
         self._fingerprint: str | None = None
         file = _open(path)
         try:
             with file:
                 self._read_tables(file)
+                if instances:
+                    self._read_things(file)
         except _UNREADABLE as error:
             raise _damaged(path, error) from None
 
@@ -94,11 +107,21 @@ class PackedScenes:
         )
         self._sha256 = file["image_sha256"][:][self._rows]
 
+    def _read_things(self, file: h5py.File) -> None:
+        if "thing" not in file:
+            raise UserError(
+                f"{self.path} was packed without instance maps, and data.options.instances asks for them; pack the "
+                "folder again with --data.options.instances instances"
+            )
+        self.things = tuple(file["thing"][:].astype(bool).tolist())
+        self._instances_crcs = file["instances_crc32"][:][self._rows].tolist()
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Scene:
-        return Scene(self.image(index), self.mask(index), self.image_ids[index])
+        instances = None if self.things is None else self.instances(index)
+        return Scene(self.image(index), self.mask(index), self.image_ids[index], instances)
 
     def image(self, index: int) -> np.ndarray:
         """The photo alone, u8 [3, H, W]."""
@@ -106,11 +129,13 @@ class PackedScenes:
 
     def mask(self, index: int) -> np.ndarray:
         """The label map alone, i32 [H, W], ids 0..K-1 or IGNORE."""
-        height, width = self._shapes[index]
-        dtype = self._datasets()["mask"].dtype
-        data = self._sample("mask", index, height * width * dtype.itemsize, self._mask_crcs[index])
-        stored = np.frombuffer(data, dtype).reshape(height, width)
+        stored = self._map("mask", index, self._mask_crcs[index])
         return np.where(stored == self._ignore, np.int32(IGNORE), stored.astype(np.int32))
+
+    def instances(self, index: int) -> np.ndarray:
+        """The instance map alone, i32 [H, W], numbers from 1, 0 or CROWD."""
+        stored = self._map("instances", index, self._instances_crcs[index])
+        return np.where(stored == CROWD_VALUE, np.int32(CROWD), stored.astype(np.int32))
 
     def image_bytes(self, index: int) -> bytes:
         """The photo's original file."""
@@ -125,6 +150,13 @@ class PackedScenes:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+    def _map(self, name: str, index: int, crc: int) -> np.ndarray:
+        """The stored values [H, W] of a label map or an instance map."""
+        height, width = self._shapes[index]
+        dtype = self._datasets()[name].dtype
+        data = self._sample(name, index, height * width * dtype.itemsize, crc)
+        return np.frombuffer(data, dtype).reshape(height, width)
 
     def _sample(self, name: str, index: int, size: int, crc: int) -> bytes:
         """The first `size` bytes of a chunk, checked."""
@@ -144,7 +176,7 @@ class PackedScenes:
             file = _open(self.path)
             if file.attrs["content"] != self._content:
                 raise UserError(f"{self.path} was replaced by another packed file while it was in use; start again")
-            self._opened = os.getpid(), {name: file[name] for name in ("image", "mask")}
+            self._opened = os.getpid(), {name: file[name] for name in ("image", "mask", "instances") if name in file}
         return self._opened[1]
 
 

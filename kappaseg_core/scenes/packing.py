@@ -15,7 +15,8 @@ import numpy as np
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import write_atomic
 from kappaseg_core.ranking import IGNORE
-from kappaseg_core.scenes.folder import FolderScenes
+from kappaseg_core.scenes.folder import CROWD_VALUE, FolderScenes
+from kappaseg_core.segments import CROWD
 from kappaseg_core.structures import SceneSet
 
 FORMAT = "kappaseg packed scenes"
@@ -127,6 +128,8 @@ def _write_head(file: h5py.File, folders: list[FolderScenes], image_ids: list[st
         rows = np.array([row[image_id] for image_id in scenes.image_ids], np.uint32)
         _write_table(file, f"split/{scenes.split}", rows)
     file.attrs["ignore"] = 255 if len(class_names) <= UINT8_CLASSES else 65535
+    if folders[0].things is not None:
+        _write_table(file, "thing", np.array(folders[0].things, np.uint8))
 
 
 def _write_samples(file: h5py.File, places: dict[str, _Place]) -> Iterator[int]:
@@ -140,6 +143,7 @@ def _write_samples(file: h5py.File, places: dict[str, _Place]) -> Iterator[int]:
     crcs, hashes = np.empty((2, total), np.uint32), np.empty((total, 32), np.uint8)
     image = _rows(file, "image", np.uint8, total, int(sizes.max()))
     mask = _rows(file, "mask", np.uint8 if ignore == 255 else np.uint16, total, int(shapes.prod(1).max()))
+    instances = _Instances(file, total, mask.shape[1]) if "thing" in file else None
     for number, (scenes, index) in enumerate(places.values()):
         data, scene = scenes.image_bytes(index), scenes[index]
         labels = np.where(scene.mask == IGNORE, ignore, scene.mask).astype(mask.dtype).tobytes()
@@ -149,13 +153,31 @@ def _write_samples(file: h5py.File, places: dict[str, _Place]) -> Iterator[int]:
         mask.id.write_direct_chunk((number, 0), _deflated(labels, mask.chunks[1] * mask.dtype.itemsize))
         crcs[:, number] = zlib.crc32(data), zlib.crc32(labels)
         hashes[number] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        if instances is not None and scene.instances is not None:
+            instances.write(number, scene.instances)
         yield number + 1
     tables = {"image_size": sizes, "mask_shape": shapes, "image_crc32": crcs[0], "mask_crc32": crcs[1]}
+    if instances is not None:
+        tables["instances_crc32"] = instances.crcs
     for name, values in {**tables, "image_sha256": hashes}.items():
         _write_table(file, name, values)
     file.attrs["content"] = _content(file)
     file.attrs["version"] = VERSION
     file.attrs["format"] = FORMAT
+
+
+class _Instances:
+    """The instance maps of a file whose masks have up to `pixels` pixels."""
+
+    def __init__(self, file: h5py.File, count: int, pixels: int) -> None:
+        self.rows = _rows(file, "instances", np.uint16, count, pixels)
+        self.crcs = np.empty(count, np.uint32)
+
+    def write(self, number: int, instances: np.ndarray) -> None:
+        """instances: i32 [H, W], as in a Scene."""
+        data = np.where(instances == CROWD, CROWD_VALUE, instances).astype(np.uint16).tobytes()
+        self.rows.id.write_direct_chunk((number, 0), _deflated(data, self.rows.chunks[1] * 2))
+        self.crcs[number] = zlib.crc32(data)
 
 
 def _rows(file: h5py.File, name: str, dtype: type[np.generic], count: int, length: int) -> h5py.Dataset:
@@ -172,13 +194,9 @@ def _write_table(file: h5py.File, name: str, values: np.ndarray) -> None:
 def _content(file: h5py.File) -> str:
     """sha256 over the tables: tells a file from another one under the same name."""
     digest = hashlib.sha256()
-    for name in (
-        "class_name",
-        "image_id",
-        "image_sha256",
-        "mask_crc32",
-        *(f"split/{split}" for split in file["split"]),
-    ):
+    of_instances = [name for name in ("thing", "instances_crc32") if name in file]
+    splits = (f"split/{split}" for split in file["split"])
+    for name in ("class_name", "image_id", "image_sha256", "mask_crc32", *of_instances, *splits):
         digest.update(name.encode() + file[name][:].tobytes())
     return digest.hexdigest()
 

@@ -12,6 +12,8 @@ from kappaseg_core.files import write_text, writing
 
 FILE = "prepared.json"
 FOLDERS = ("images", "masks", "splits")
+#: one more where objects are told apart
+INSTANCES = "instances"
 #: held by the process that prepares; it stays, and says who did last
 LOCK = ".lock"
 
@@ -34,6 +36,7 @@ class Prepared:
     ignore: mask value of "no label".   images, published: split → images written, images in the published set.
     made: scenes that this start made.   flaws: a line per scene that cannot be made.
     left_out: images without photo or without mask, of a source that was said to be partial.
+    things: classes whose objects are told apart; 0 where none are.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Prepared:
     made: int
     left_out: int
     flaws: tuple[str, ...]
+    things: int = 0
 
     @property
     def complete(self) -> bool:
@@ -71,9 +75,9 @@ def refuse_another(record: Record, folder: Path) -> None:
             )
 
 
-def begin(record: Record, folder: Path) -> None:
+def begin(record: Record, folder: Path, *, instances: bool) -> None:
     """Make the folders and say what they are for; from here on the same preparation may go on."""
-    for name in FOLDERS:
+    for name in (*FOLDERS, *([INSTANCES] if instances else [])):
         with writing(folder / name):
             (folder / name).mkdir(parents=True, exist_ok=True)
     _write(folder, {**asdict(record), "finished": False})
@@ -85,6 +89,8 @@ def end(record: Record, folder: Path, prepared: Prepared) -> None:
         split: {"images": images, "published": prepared.published[split]} for split, images in prepared.images.items()
     }
     facts = {"title": prepared.title, "classes": prepared.classes, "ignore": prepared.ignore, "splits": splits}
+    if prepared.things:
+        facts["things"] = prepared.things
     _write(folder, {**asdict(record), **facts, "complete": prepared.complete, "finished": True})
 
 

@@ -2,9 +2,10 @@
 
     TO/images/<id>.jpg       links to the photos of the source, or copies
     TO/masks/<id>.png        our ids 0..K-1; no label is 255 in 8 bits (K up to 254), 65535 in 16 bits
+    TO/instances/<id>.png    16 bits, where objects are told apart, and TO/things.txt
     TO/classes.txt, TO/splits/<split>.txt, TO/prepared.json
 
-Photo and mask of an image get their names when they are whole, the photo first: an image with a mask is done, and the
+Photo and maps of an image get their names when they are whole, the mask last: an image with a mask is done, and the
 same command goes on after an interruption. prepared.json is there from the start and says what TO holds.
 """
 
@@ -29,13 +30,16 @@ from kappaseg_core.files import write_atomic, write_text, writing
 from kappaseg_core.lock import locked
 from kappaseg_core.progress import Meter
 from kappaseg_core.ranking import IGNORE
+from kappaseg_core.scenes.folder import CROWD_VALUE
 from kappaseg_core.scenes.in_parallel import in_parallel
 from kappaseg_core.scenes.packing import UINT8_CLASSES
-from kappaseg_core.scenes.prepared import LOCK, Prepared, Record, begin, end, refuse_another
+from kappaseg_core.scenes.prepared import INSTANCES, LOCK, Prepared, Record, begin, end, refuse_another
 from kappaseg_core.scenes.published import Found, Item, Published, published_set, refuse_other_classes
 from kappaseg_core.scenes.upright import upright_with
+from kappaseg_core.segments import CROWD
 
 Photos = Literal["link", "copy"]
+Maps = np.ndarray | tuple[np.ndarray, np.ndarray]
 Smaller = Callable[[Item, np.ndarray, Any], tuple[np.ndarray, np.ndarray] | None]
 
 #: of photos that a set makes smaller; their colour keeps its resolution
@@ -73,17 +77,20 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
     items = [item for item in found.items if not partial or _is_whole(item)]
     images = _count(items, published, partial, f"{job.source} is not all of {module.TITLE}", module.DOWNLOAD)
     smaller: Smaller = getattr(module, "smaller", keep_size)
-    work = Work(job.to, job.photos, module.label_map, smaller, options, published.num_classes)
+    work = Work(
+        job.to, job.photos, module.label_map, smaller, options, published.num_classes, found.things is not None
+    )  # fmt: skip
     with locked(job.to / LOCK):
         refuse_another(record, job.to)  # once more: to find all images can take minutes
-        begin(record, job.to)
+        begin(record, job.to, instances=work.instances)
         made, flaws = _make_missing(work, items, workers)
         prepared = Prepared(
             title=module.TITLE, classes=published.num_classes, ignore=work.ignore, images=images,
             published=dict(published.splits), made=made, left_out=len(found.items) - len(items), flaws=tuple(flaws),
+            things=sum(found.things or ()),
         )  # fmt: skip
         if not flaws:
-            _finish(job.to, items, found.class_names, record, prepared)
+            _finish(work, items, found, record, prepared)
     return prepared
 
 
@@ -91,15 +98,17 @@ def prepare(job: Job, *, workers: int, partial: bool) -> Prepared:
 class Work:
     """What a worker process needs to know of all scenes.
 
-    label_map, smaller, options: the functions and the Options of the set.   classes: K.
+    label_map, smaller, options: the functions and the Options of the set.   classes: K.   instances: whether label_map
+    gives an instance map too.
     """
 
     to: Path
     photos: Photos
-    label_map: Callable[[Item, Any], np.ndarray]
+    label_map: Callable[[Item, Any], Maps]
     smaller: Smaller
     options: object
     classes: int
+    instances: bool
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -113,7 +122,7 @@ class Work:
 def make_scene(work: Work, item: Item) -> str | None:
     """Write the photo and the mask of an item; gives what is wrong with it, else None. Raises where disks fail."""
     try:
-        mask = upright_with(item.photo, work.label_map(item, work.options))
+        mask, instances = _upright_maps(item, work.label_map(item, work.options))
         smaller = work.smaller(item, mask, work.options)
     except UserError as error:
         return str(error)
@@ -124,12 +133,27 @@ def make_scene(work: Work, item: Item) -> str | None:
     if smaller is None:
         _write_photo(item.photo, photo_path(work.to, item), work.photos)
     else:
+        assert instances is None  # no set with objects resizes its images
         small_photo, mask = smaller
         _write_jpeg(small_photo, photo_path(work.to, item))
-    values = np.where(mask == IGNORE, work.ignore, mask).astype(work.dtype)
-    picture = Image.fromarray(values)
-    write_atomic(mask_path(work.to, item), lambda path: picture.save(path, "PNG"))
+    if instances is not None:
+        numbers = np.where(instances == CROWD, CROWD_VALUE, instances).astype(np.uint16)
+        _write_map(numbers, instances_path(work.to, item))
+    _write_map(np.where(mask == IGNORE, work.ignore, mask).astype(work.dtype), mask_path(work.to, item))
     return None
+
+
+def _upright_maps(item: Item, maps: Maps) -> tuple[np.ndarray, np.ndarray | None]:
+    """Label map and instance map of an item, both as its photo is upright; None for a set without objects."""
+    if not isinstance(maps, tuple):
+        return upright_with(item.photo, maps), None
+    mask, instances = (upright_with(item.photo, found) for found in maps)
+    return mask, instances
+
+
+def _write_map(values: np.ndarray, path: Path) -> None:
+    picture = Image.fromarray(values)
+    write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
 def keep_size(item: Item, mask: np.ndarray, options: object) -> None:
@@ -142,6 +166,10 @@ def photo_path(to: Path, item: Item) -> Path:
 
 def mask_path(to: Path, item: Item) -> Path:
     return to / "masks" / f"{item.image_id}.png"
+
+
+def instances_path(to: Path, item: Item) -> Path:
+    return to / INSTANCES / f"{item.image_id}.png"
 
 
 def _is_whole(item: Item) -> bool:
@@ -165,7 +193,7 @@ def _count(items: Sequence[Item], published: Published, partial: bool, what: str
 
 def _make_missing(work: Work, items: Sequence[Item], workers: int) -> tuple[int, list[str]]:
     """How many scenes were made, and a line for each that cannot be."""
-    missing = _missing(work.to, items)
+    missing = _missing(work, items)
     flaws = []
     with Meter("preparing", len(items), done=len(items) - len(missing), unit="image") as meter:
         for flaw in in_parallel(functools.partial(make_scene, work), missing, workers):
@@ -175,10 +203,12 @@ def _make_missing(work: Work, items: Sequence[Item], workers: int) -> tuple[int,
     return len(missing) - len(flaws), flaws
 
 
-def _missing(to: Path, items: Sequence[Item]) -> list[Item]:
-    """Items without a photo or a mask in TO."""
-    photos, masks = set(os.listdir(to / "images")), set(os.listdir(to / "masks"))
-    return [item for item in items if photo_path(to, item).name not in photos or mask_path(to, item).name not in masks]
+def _missing(work: Work, items: Sequence[Item]) -> list[Item]:
+    """Items without a photo or one of their maps in TO."""
+    parts = [photo_path, mask_path, *([instances_path] if work.instances else [])]
+    there = {folder.name: set(os.listdir(folder)) for folder in work.to.iterdir() if folder.is_dir()}
+    files = ((item, [part(work.to, item) for part in parts]) for item in items)
+    return [item for item, paths in files if any(path.name not in there[path.parent.name] for path in paths)]
 
 
 def _write_photo(source: Path, path: Path, photos: Photos) -> None:
@@ -205,11 +235,14 @@ def _write_jpeg(pixels: np.ndarray, path: Path) -> None:
     write_atomic(path, lambda file: photo.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0))
 
 
-def _finish(to: Path, items: Sequence[Item], class_names: Sequence[str], record: Record, prepared: Prepared) -> None:
-    lost = _missing(to, items)
+def _finish(work: Work, items: Sequence[Item], found: Found, record: Record, prepared: Prepared) -> None:
+    to, lost = work.to, _missing(work, items)
     if lost:
         raise UserError(f"{len(lost)} images are gone from {to} again, like {lost[0].image_id}; is it being changed?")
-    write_text(to / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    write_text(to / "classes.txt", "".join(f"{name}\n" for name in found.class_names))
+    if found.things is not None:
+        things = (name for name, thing in zip(found.class_names, found.things, strict=True) if thing)
+        write_text(to / "things.txt", "".join(f"{name}\n" for name in things))
     for split, images in prepared.images.items():
         if images:
             ids = [item.image_id for item in items if item.split == split]

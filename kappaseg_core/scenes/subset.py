@@ -17,6 +17,7 @@ class Subset:
         self.scenes, self.indices = scenes, tuple(indices)
         self.class_names, self.split = scenes.class_names, split or scenes.split
         self.image_ids = tuple(scenes.image_ids[index] for index in self.indices)
+        self.things: tuple[bool, ...] | None = getattr(scenes, "things", None)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -14,6 +14,9 @@ What makes ranking labels learnable, and a large K hard (`World`, `Looks`):
   appearance    two colours, a grating between them and a small texture, all drawn once per label; every region varies
                 them a little and every image has its own light, so labels overlap more the more there are.
 
+With `objects`, labels of odd id are things: each is drawn as 1 to `objects` regions, which are its objects, and the
+others are stuff. These are other scenes than those of the same seed without objects.
+
 Every number below was fixed before any method was compared on these scenes; a change of one is a new VERSION.
 """
 
@@ -65,11 +68,15 @@ class Options:
     """deviation of the pixel noise, with 1 = white; 0.06 is weaker than most textures"""
     ignore: float = 0.03
     """share of pixels without a label, those nearest to a border (COCO-Stuff leaves 3 % unlabelled)"""
+    objects: int | None = None
+    """at most so many objects of each thing in a scene, told apart; null = no objects, one region per label"""
 
     def __post_init__(self) -> None:
         for name, least in (("classes", 2), ("train", 1), ("val", 1), ("size", 32)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}, wanted at least {least}")
+        if self.objects is not None and self.objects < 1:
+            raise ValueError(f"objects = {self.objects}, wanted at least 1, or null")
         for name, below in (("zipf", 3.0), ("noise", 1.0), ("ignore", 1.0)):
             if not 0 <= getattr(self, name) < below:
                 raise ValueError(f"{name} = {getattr(self, name)}, wanted at least 0 and below {below}")
@@ -89,6 +96,8 @@ class SyntheticScenes:
         self.split, self.options = split, options
         self.class_names = tuple(f"label_{label:04d}" for label in range(options.classes))
         self.image_ids = tuple(f"{split}-{index:06d}" for index in range(getattr(options, split)))
+        thing = (label % 2 == 1 for label in range(options.classes))
+        self.things = None if options.objects is None else tuple(thing)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -96,11 +105,17 @@ class SyntheticScenes:
     def __getitem__(self, index: int) -> Scene:
         index = range(len(self))[index]
         rng, _, labels = self._draw(index)
+        if self.options.objects is not None:
+            labels = labels.repeat(np.where(labels % 2 == 1, rng.integers(1, self.options.objects + 1, len(labels)), 1))
         regions, margin = _regions(rng, len(labels), self.options.size)
         mask = labels[regions]
         unlabelled = round(self.options.ignore * margin.size) if len(labels) > 1 else 0
         mask.flat[np.argpartition(margin, unlabelled, axis=None)[:unlabelled]] = IGNORE
-        return Scene(_paint(rng, self.world, labels, regions, self.options.noise), mask, self.image_ids[index])
+        instances = None
+        if self.options.objects is not None:
+            instances = np.where((mask != IGNORE) & (mask % 2 == 1), regions + 1, 0).astype(np.int32)
+        picture = _paint(rng, self.world, labels, regions, self.options.noise)
+        return Scene(picture, mask, self.image_ids[index], instances)
 
     def image(self, index: int) -> np.ndarray:
         """The image alone, u8 [3, H, W]."""
@@ -114,6 +129,8 @@ class SyntheticScenes:
     def fingerprint(self) -> str:
         """sha256 over the version and all options that this split depends on."""
         options = {name: getattr(self.options, name) for name in ("classes", "size", "seed", "zipf", "noise", "ignore")}
+        if self.options.objects is not None:  # scenes without are those that were there before objects
+            options["objects"] = self.options.objects
         return fingerprint({"synthetic": VERSION, "split": self.split, "images": len(self), **options})
 
     @property

@@ -69,7 +69,7 @@ class Builder:
         if not (config.loop.cached_views and config.backbone.is_frozen):
             return ()
         sha256, plain = weights_sha256(config.backbone.weights), to_plain(config)
-        backbone = {k: v for k, v in plain["backbone"].items() if k not in ("weights", "frozen")}
+        backbone = {k: v for k, v in plain["backbone"].items() if k not in ("weights", "frozen", "checkpointing")}
         loop = {k: plain["loop"][k] for k in ("cached_views", "seed", "precision", "device")}
         decides = [target, backbone, loop, plain["augment"]]
         name = f"features-{target}-{fingerprint([*decides, sha256])[:6]}-seed-{seed}"

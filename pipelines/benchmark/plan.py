@@ -25,12 +25,14 @@ from pipelines.benchmark.inputs import Inputs, commit, installed, machine
 #: settings that may differ without a step's result being another one (paths: what they lead to is compared)
 FREE = (
     "out", "name", "classifier", "cache", "data.root", "backbone.weights", "source.cache", "loop.loader_workers",
-    "loop.save_every",
+    "loop.loader_start", "loop.loader_prefetch", "loop.save_every",
 )  # fmt: skip
-#: settings that there were not always. At null a step does what it did without them, and is done where it was done then
+#: settings that there were not always. At null or false a step does what it did without them, and is done where it was
+#: done then
 LATER = (
     "init", "head.project", "head.self_attention", "head.groups", "head.grouping", "head.group_seed", "head.shortlist",
-    "head.shortlist_by", "head.shortlist_weight", "loss.negatives", "labels.loss.negatives",
+    "head.shortlist_by", "head.shortlist_weight", "loss.negatives", "labels.loss.negatives", "backbone.checkpointing",
+    "loop.compile",
 )  # fmt: skip
 
 
@@ -119,10 +121,10 @@ def read_step(out: Path, name: str) -> Step:
 
 
 def without(settings: Settings, names: Sequence[str], unset: Sequence[str] = ()) -> Settings:
-    """Nested settings without those of these dotted names, and without those of `unset` that are null."""
+    """Nested settings without those of these dotted names, and without those of `unset` that are null or false."""
     left: Settings = {}
     for key, value in settings.items():
-        if key in names or (key in unset and value is None):
+        if key in names or (key in unset and value in (None, False)):
             continue
         left[key] = without(value, inside(key, names), inside(key, unset)) if isinstance(value, dict) else value
     return left

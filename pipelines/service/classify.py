@@ -47,7 +47,7 @@ class ServedClassifier:
         return served
 
     def prepare(self, image: NDArray[Any]) -> Tensor:
-        """An image as the classifier takes it: f32 [3, S, S]."""
+        """An image as the classifier takes it: u8 [3, S, S], still to be normalised."""
         return self.live.prepared(image)
 
     def rank(self, images: Sequence[Tensor]) -> list[Ranking]:

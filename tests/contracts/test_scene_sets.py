@@ -17,6 +17,7 @@ from kappaseg_core.ranking import IGNORE
 from kappaseg_core.scenes import open_scenes, scene_kinds
 from kappaseg_core.scenes.packing import pack
 from kappaseg_core.structures import SceneSet
+from tests.kappaseg_core.scenes import panoptic_miniature
 
 K = 5
 
@@ -68,7 +69,29 @@ def synthetic(path: Path) -> Kind:
     return Kind(data, replace(data, options={**data.options, "seed": 1}))
 
 
-MAKERS: dict[str, Callable[[Path], Kind]] = {"folder": folder, "packed": packed, "synthetic": synthetic}
+def coco_panoptic(path: Path) -> Kind:
+    """A thing, label 3, and stuff, label 0, and a void pixel; image 0 of the other set has another photograph."""
+
+    def draw_one(root: Path) -> DataConfig:
+        categories = [{"id": 10 + label, "name": f"class {label}", "isthing": label % 2} for label in range(K)]
+        for split, numbers in (("train", (0, 1, 2)), ("val", (3, 4))):
+            rows = {n: [[0, *[1] * (4 + n)], [2] * (5 + n)] for n in numbers}
+            images = {f"{split}-{n}": (rows[n], [(1, 13, 0), (2, 10, 0)]) for n in numbers}
+            photos, file = root / f"{split}2017", root / f"annotations/panoptic_{split}2017.json"
+            panoptic_miniature.draw(file, images, photos=photos, categories=categories)
+        return DataConfig(kind="coco_panoptic", root=str(root))
+
+    one, other = draw_one(path / "one"), draw_one(path / "other")
+    Image.new("RGB", (5, 2), "red").save(path / "other" / "train2017" / "train-0.jpg")
+    return Kind(one, other)
+
+
+MAKERS: dict[str, Callable[[Path], Kind]] = {
+    "coco_panoptic": coco_panoptic,
+    "folder": folder,
+    "packed": packed,
+    "synthetic": synthetic,
+}
 
 
 @pytest.fixture(params=sorted(MAKERS))
@@ -95,6 +118,20 @@ def test_images_are_bytes_in_rgb_and_masks_class_ids_of_the_same_size(kind: Kind
 
 def test_ignored_pixels_are_minus_one(kind: Kind) -> None:
     assert (kind.open()[0].mask == IGNORE).any()
+
+
+def test_instance_maps_are_there_where_a_set_has_things_and_lie_on_things_alone(
+    kind: Kind,
+) -> None:
+    scenes = kind.open()
+    things = getattr(scenes, "things", None)
+    for index in range(len(scenes)):
+        scene = scenes[index]
+        assert (scene.instances is None) == (things is None)
+        if scene.instances is not None:
+            assert len(things) == K and scene.instances.dtype == np.int32 and scene.instances.shape == scene.mask.shape
+            assert np.array(things)[scene.mask[scene.instances != 0]].all()
+            assert (scene.mask[scene.instances != 0] != IGNORE).all()
 
 
 def test_ids_are_unique_texts_and_those_of_the_scenes(kind: Kind) -> None:

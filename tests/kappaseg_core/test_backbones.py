@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ TINY_SWIN: dict[str, Any] = {
 }  # fmt: skip
 CONVNEXT = "convnext_atto"
 TINY_CONVNEXT: dict[str, Any] = {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]}
+TINY_SEQUENCER: dict[str, Any] = {"layers": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "hidden_sizes": [4, 4, 4, 4]}
 SMALL = BackboneConfig(kind="small_cnn", name="8")
 
 
@@ -524,3 +526,75 @@ def test_real_weights_recognise_their_photos(real_weights: Path) -> None:
         features = backbone(image)
         assert features.shape == (1, 1280, 7, 7)
         assert int(F.linear(features.mean((2, 3)), **classifier).argmax()) in labels, name
+
+
+def trained_once(config: BackboneConfig, tokens: Tensor | None = None) -> tuple[Tensor, list[Tensor], int]:
+    """A map, the gradients of all parameters, and the bytes that were kept for them."""
+    torch.manual_seed(0)
+    backbone = build_backbone(config).train()
+    images, kept = noise(2, 3, 64, 64), {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        features = backbone(images) if tokens is None else backbone.with_tokens(images, tokens)[0]
+    features.square().sum().backward()
+    return features, [p.grad for p in backbone.parameters() if p.grad is not None], sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_vit(drop_path_rate=0.5, proj_drop_rate=0.2, attn_drop_rate=0.1),
+        BackboneConfig(name=VIT, level=16, options=TINY_VIT | {"proj_drop_rate": 0.2}),
+        BackboneConfig(name=SWIN, options=TINY_SWIN | {"drop_path_rate": 0.5}),
+        BackboneConfig(name=CONVNEXT, options=TINY_CONVNEXT | {"drop_path_rate": 0.5}),
+    ],
+    ids=["vit", "vit, intermediate map", "swin", "convnext"],
+)
+def test_blocks_that_are_computed_again_give_the_same_gradients_for_less_memory(config: BackboneConfig) -> None:
+    plain, again = trained_once(config), trained_once(replace(config, checkpointing=True))
+    assert torch.equal(again[0], plain[0])
+    assert len(again[1]) == len(plain[1])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again[1], plain[1], strict=True))
+    assert again[2] < 0.8 * plain[2]
+
+
+def test_blocks_that_tokens_join_are_computed_again_too() -> None:
+    config, tokens = tiny_vit(drop_path_rate=0.5), noise(3, 8)
+    plain, again = trained_once(config, tokens), trained_once(replace(config, checkpointing=True), tokens)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again[1], plain[1], strict=True))
+    assert again[2] < 0.8 * plain[2]
+
+
+def test_nothing_is_computed_again_in_evaluation() -> None:
+    backbone = build_backbone(replace(tiny_vit(), checkpointing=True))
+    model: Any = backbone.network.model
+    assert model.grad_checkpointing
+    assert not backbone.eval().network.model.grad_checkpointing
+    assert backbone.train().network.model.grad_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (SMALL, "small_cnn cannot compute its blocks again"),
+        (BackboneConfig(name="resnet10t"), "resnet10t has batch normalisation, whose statistics would count every"),
+        (
+            BackboneConfig(name="sequencer2d_s", options=TINY_SEQUENCER),
+            "timm cannot compute the blocks of sequencer2d_s again",
+        ),
+    ],
+)
+def test_checkpointing_is_refused_where_it_cannot_be(config: BackboneConfig, problem: str) -> None:
+    message = error_of(replace(config, checkpointing=True))
+    assert message.startswith("backbone.checkpointing = true: ") and problem in message
+    assert message.endswith("set it to false")
+
+
+def test_checkpointing_of_a_frozen_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match="checkpointing = true, but a frozen backbone keeps nothing to save on"):
+        replace(SMALL, checkpointing=True, frozen=True)

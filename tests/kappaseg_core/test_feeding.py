@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from kappaseg_core.config import LoopConfig
-from kappaseg_core.feeding import batches, collate
+from kappaseg_core.feeding import batches
 from kappaseg_core.placement import Placement
 from kappaseg_core.structures import Batch
 
 SAMPLES = 7
 LOOP = LoopConfig(steps=9, batch_size=4, seed=5)
-PACK = partial(collate, given="image", target="labels")
 
 
 class Draws:
@@ -32,14 +30,14 @@ class Draws:
 
 
 def content(batch: Batch) -> tuple[object, ...]:
-    assert batch.image is not None
+    assert batch.features is not None
     assert batch.labels is not None
-    return batch.image_id, batch.image.flatten().tolist(), batch.labels.tolist()
+    return batch.image_id, batch.features.flatten().tolist(), batch.labels.tolist()
 
 
 def fed(loop: LoopConfig = LOOP, place: Placement | None = None, first_step: int = 0) -> list[tuple[object, ...]]:
     place = place or Placement()
-    return [content(batch) for batch in batches(Draws(), PACK, loop, place, first_step=first_step)]
+    return [content(batch) for batch in batches(Draws(), "labels", loop, place, first_step=first_step)]
 
 
 def test_every_epoch_shows_every_sample_once_in_another_order() -> None:
@@ -88,18 +86,3 @@ def test_training_workers_and_micro_batches_divide_the_batch(accumulate: int) ->
         parts = [divided[worker][m] for m in micro for worker in (0, 1)]
         assert tuple(name for part in parts for name in part[0]) == names  # type: ignore[attr-defined]
         assert [number for part in parts for number in part[1]] == numbers  # type: ignore[attr-defined]
-
-
-def test_samples_are_stacked_with_the_types_that_tasks_expect() -> None:
-    mask = torch.tensor([[3, -1]], dtype=torch.int16).numpy()
-    batch = collate([(torch.ones(2), mask, "a"), (torch.zeros(2), mask, "b")], given="features", target="mask")
-    assert batch.image_id == ("a", "b")
-    assert (batch.image, batch.labels) == (None, None)
-    assert batch.features is not None
-    assert batch.mask is not None
-    assert batch.features.tolist() == [[1, 1], [0, 0]]
-    assert batch.mask.dtype == torch.int64
-    assert batch.mask.tolist() == [[[3, -1]]] * 2
-    labels = collate([(torch.ones(2), torch.tensor([1, 0], dtype=torch.uint8), "a")], given="image", target="labels")
-    assert labels.labels is not None
-    assert labels.labels.dtype == torch.float32

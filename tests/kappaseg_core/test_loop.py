@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from kappaseg_core.checkpoint import RunDirectory, open_run
 from kappaseg_core.config import LoopConfig, OptimConfig
 from kappaseg_core.errors import UserError
-from kappaseg_core.feeding import batches, collate
+from kappaseg_core.feeding import batches
 from kappaseg_core.loop import fit
 from kappaseg_core.optim import Part, parameter_groups
 from kappaseg_core.placement import Placement
 from kappaseg_core.structures import Batch
 
 HERE = Placement()
-PACK = partial(collate, given="image", target="labels")
 LOOP = LoopConfig(steps=12, batch_size=4, save_every=5, log_every=3, ema=0.9, seed=3)
 
 
@@ -41,9 +39,9 @@ class Noise:
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3))
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(dropout))
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -52,13 +50,13 @@ class Net(nn.Module):
 
 
 class NetTask(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = Net()
+        self.model = Net(dropout)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = nn.functional.binary_cross_entropy_with_logits(self.model(batch.image), batch.labels)
+        loss = nn.functional.binary_cross_entropy_with_logits(self.model(batch.features), batch.labels)
         return loss, {"twice": 2 * loss.detach()}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -76,14 +74,14 @@ def train(
     kill_at: int | None = None,
     values: list[float] | None = None,
     lr: float = 0.05,
+    dropout: float = 0.3,
 ):
     run = open_run(folder, model="none", config={"x": 1}, class_names=("a", "b"), inputs={})
-    task = NetTask()
+    task = NetTask(dropout)
     scores = iter(values or [])
 
     def feed(first: int) -> Iterator[Batch]:
-        pack = partial(collate, given="image", target="labels")
-        for number, batch in enumerate(batches(Noise(), pack, loop, HERE, first_step=first)):
+        for number, batch in enumerate(batches(Noise(), "labels", loop, HERE, first_step=first)):
             if kill_at is not None and first * loop.accumulate + number == kill_at:
                 raise Killed
             yield batch
@@ -146,7 +144,7 @@ def test_accumulated_micro_batches_log_the_mean_loss(tmp_path: Path) -> None:
         torch.manual_seed(0)
         task = plain()
         fit(
-            task, lambda first, loop=loop: batches(Noise(), PACK, loop, HERE, first_step=first),
+            task, lambda first, loop=loop: batches(Noise(), "labels", loop, HERE, first_step=first),
             lambda _: {"score": 0.0}, optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
         )  # fmt: skip
         losses.append([line["loss"] for line in run.metrics() if line["kind"] == "train"])
@@ -165,7 +163,7 @@ def test_a_number_that_begins_late_is_averaged_over_the_steps_that_have_it(tmp_p
     run = open_run(tmp_path / "run", model="none", config={}, class_names=("a", "b"), inputs={})
     loop = replace(LOOP, steps=3)
     fit(
-        Late(), lambda first: batches(Noise(), PACK, loop, HERE, first_step=first), lambda _: {"score": 0.0},
+        Late(), lambda first: batches(Noise(), "labels", loop, HERE, first_step=first), lambda _: {"score": 0.0},
         optim=OptimConfig(lr=0.01), loop=loop, run=run, place=HERE, metric="score",
     )  # fmt: skip
     (line,) = (line for line in run.metrics() if line["kind"] == "train")
@@ -217,6 +215,14 @@ def test_paths_and_loader_workers_may_change_when_a_run_goes_on(tmp_path: Path) 
     assert isinstance(open_run(tmp_path, model="none", config=moved, class_names=(), inputs={}), RunDirectory)
     with pytest.raises(UserError, match=r"loop\.seed is 1 there, 2 here"):
         open_run(tmp_path, model="none", config={"out": "a", "loop": {"seed": 2}}, class_names=(), inputs={})
+
+
+def test_a_record_from_before_a_setting_is_as_if_it_were_off(tmp_path: Path) -> None:
+    open_run(tmp_path, model="none", config={"loop": {"seed": 1}}, class_names=(), inputs={})
+    (tmp_path / "summary.json").write_text("{}")
+    open_run(tmp_path, model="none", config={"loop": {"seed": 1, "compile": False}}, class_names=(), inputs={})
+    with pytest.raises(UserError, match=r"loop\.compile is None there, True here"):
+        open_run(tmp_path, model="none", config={"loop": {"seed": 1, "compile": True}}, class_names=(), inputs={})
 
 
 def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:

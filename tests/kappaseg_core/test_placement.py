@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kappaseg_core.checkpoint import RunDirectory
 from kappaseg_core.config import LoopConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.placement import Placement, pick_device, place
@@ -123,6 +124,16 @@ def test_the_first_worker_decides(notes: list[dict[str, Any]]) -> None:
 def test_all_workers_stop_early_together(notes: list[dict[str, Any]]) -> None:
     """The first worker's evaluations get worse from step 2 on, the other's better: with patience 1 both stop at 3."""
     assert [note["stopped_at"] for note in notes] == [3, 3]
+
+
+@pytest.mark.slow
+def test_workers_train_together_with_the_compiler(notes: list[dict[str, Any]], tmp_path: Path, folder: Path) -> None:
+    """Both log the losses of one process without it, over two accumulated micro-batches."""
+    loop = replace(two_workers.LOOP, accumulate=2)
+    two_workers.trained(without_company(), tmp_path, loop, iter([0.0] * loop.steps))
+    alone = [line["loss"] for line in RunDirectory(tmp_path).metrics() if line["kind"] == "train"]
+    assert notes[0]["compiled"] == notes[1]["compiled"] == pytest.approx(alone, rel=1e-4)
+    assert "loop.compile" not in "".join(log.read_text() for log in folder.glob("*.log"))
 
 
 @pytest.mark.slow

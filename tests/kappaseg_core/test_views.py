@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kappaseg_core.backbones import build_backbone
 from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig
+from kappaseg_core.handover import Normalisation, View
 from kappaseg_core.placement import Placement
 from kappaseg_core.seeding import seed_of, seeded
 from kappaseg_core.structures import Scene
@@ -72,13 +73,13 @@ class Noisy:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, np.ndarray, str]:
+    def make(self, index: int, seed: int) -> tuple[View, np.ndarray, str]:
         self.made += 1
         scene = self.scenes[index]
         with seeded(seed):
-            noise = torch.randn(3, SIZE, SIZE)
+            noise = torch.randint(0, 50, (3, SIZE, SIZE), dtype=torch.uint8)
         mask = scene.mask.astype(np.int16) + np.int16(10 * (seed % 1000))
-        return torch.from_numpy(scene.image).float() / 255 + noise, mask, scene.image_id
+        return View(torch.from_numpy(scene.image) + noise, Normalisation((0.5,) * 3, (0.2,) * 3)), mask, scene.image_id
 
 
 def backbone_of(config: Config) -> nn.Module:
@@ -103,7 +104,7 @@ def test_stored_features_are_the_live_ones(tmp_path: Path) -> None:
             features, target, image_id = bank.make(index, view)
             image, mask, name = examples.make(index, seed_of(4, "view", index, view))
             with torch.no_grad():
-                live = backbone(image[None])[0]
+                live = backbone(image.normalised()[None])[0]
             assert image_id == name
             assert np.array_equal(target, mask)
             assert features.dtype == torch.float32
@@ -167,7 +168,7 @@ def test_an_interrupted_bank_is_made_anew(tmp_path: Path) -> None:
     config = Config(str(tmp_path))
 
     class Failing(Noisy):
-        def make(self, index: int, seed: int) -> tuple[Tensor, np.ndarray, str]:
+        def make(self, index: int, seed: int) -> tuple[View, np.ndarray, str]:
             if self.made == 10:
                 raise KeyboardInterrupt
             return super().make(index, seed)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kappaseg_core.checkpoint import RunDirectory, open_run
+from kappaseg_core.checkpoint import RunDirectory, Summary, open_run
 from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimConfig
-from kappaseg_core.feeding import batches, collate
+from kappaseg_core.feeding import batches
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.ranking import Ranking
@@ -77,39 +77,50 @@ def evaluation(here: Placement) -> dict[str, Any]:
     return {"asked": asked, "evaluation": asdict(found)}
 
 
-def stopping(here: Placement, folder: Path) -> int:
-    """Steps of a run whose evaluations get worse on the first worker and better on the others."""
+class Task(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
-    class Task(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = nn.Linear(2, 1)
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model(batch.features).square().mean(), {}
 
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            return self.model(batch.image).square().mean(), {}
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        return [{"name": "all", "params": list(self.parameters()), "lr_factor": 1.0, "weight_decay": 0.0}]
 
-        def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-            return [{"name": "all", "params": list(self.parameters()), "lr_factor": 1.0, "weight_decay": 0.0}]
 
-    class Points:
-        def __len__(self) -> int:
-            return 5
+class Points:
+    def __len__(self) -> int:
+        return 5
 
-        def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
-            return torch.tensor([index, 1.0]), torch.ones(1), str(index)
+    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
+        return torch.tensor([index, 1.0]), torch.ones(1), str(index)
 
-    values = iter([0.5, 0.4, 0.3, 0.2, 0.1] if here.is_first else [0.1, 0.2, 0.3, 0.4, 0.5])
-    loop = replace(LOOP, steps=5, patience=1)
+
+def trained(here: Placement, folder: Path, loop: LoopConfig, values: Iterator[float]) -> Summary:
+    """A run of a small task.   values: what its evaluations give on this worker."""
     if here.is_first:
         open_run(folder, model="none", config={}, class_names=(), inputs={})
     here.wait()
-    run = RunDirectory(folder)
-    pack = partial(collate, given="image", target="labels")
-    summary = fit(
-        Task(), lambda first: batches(Points(), pack, loop, here, first_step=first), lambda _: {"m": next(values)},
-        optim=OptimConfig(), loop=loop, run=run, place=here, metric="m",
+    return fit(
+        Task(), lambda first: batches(Points(), "labels", loop, here, first_step=first), lambda _: {"m": next(values)},
+        optim=OptimConfig(), loop=loop, run=RunDirectory(folder), place=here, metric="m",
     )  # fmt: skip
-    return summary.steps
+
+
+def stopping(here: Placement, folder: Path) -> int:
+    """Steps of a run whose evaluations get worse on the first worker and better on the others."""
+    values = iter([0.5, 0.4, 0.3, 0.2, 0.1] if here.is_first else [0.1, 0.2, 0.3, 0.4, 0.5])
+    return trained(here, folder, replace(LOOP, steps=5, patience=1), values).steps
+
+
+def compiled(here: Placement, folder: Path) -> list[float]:
+    """Losses of a run with loop.compile and accumulation."""
+    loop = replace(LOOP, compile=True, accumulate=2)
+    trained(here, folder, loop, iter([0.0] * loop.steps))
+    here.wait()
+    return [line["loss"] for line in RunDirectory(folder).metrics() if line["kind"] == "train"]
 
 
 def ranking(out: Path) -> dict[str, Any]:
@@ -141,7 +152,7 @@ def main(folder: Path) -> None:
     seen: dict[str, Any] = {
         "worker": here.worker, "world": here.world, "total": here.total(own).tolist(), "own": own.tolist(),
         "agreed": [here.agree(here.is_first), here.agree(not here.is_first)], **evaluation(here),
-        "stopped_at": stopping(here, folder / "stopping"),
+        "stopped_at": stopping(here, folder / "stopping"), "compiled": compiled(here, folder / "compiled"),
     }  # fmt: skip
     seen["segmentation"] = asdict(train_segmentation(segmentation(folder)))["metrics"]
     seen["classifier"] = asdict(train_classifier(classifier(folder)))["metrics"]

@@ -28,7 +28,8 @@ from stage2_segmentation.model import build_segmentation
 from tests.settings_files import FILES, ROOT, kind_of, verb_of
 
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
-        "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "serve": ServeConfig}  # fmt: skip
+        "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "panoptic": DataConfig,
+        "serve": ServeConfig, "bench": Stage2Config}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from kappaseg_core.ranking import IGNORE
+from kappaseg_core.seeding import seeded
 from kappaseg_core.structures import Scene
-from stage1_multilabel.augment import EvalImages, RandomCrop, TrainExamples
+from stage1_multilabel.augment import EvalImages, RandomCrop, TrainExamples, geometry
 from stage1_multilabel.config import AugmentConfig
+from tests.blobs import Blobs
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PLAIN = AugmentConfig(image_size=8, crop=1.0, flip=0.0, randaugment_ops=0, cutout=0.0)
@@ -44,12 +47,13 @@ class Unlabelled(Halves):
 def views(augment: AugmentConfig, seeds: range, scenes: Any = None) -> list[tuple[Tensor, list[int]]]:
     examples = TrainExamples(scenes or Halves(), augment, MEAN, STD)
     made = [examples.make(0, seed) for seed in seeds]
-    return [(image, np.flatnonzero(labels).tolist()) for image, labels, _ in made]
+    return [(view.normalised(), np.flatnonzero(labels).tolist()) for view, labels, _ in made]
 
 
 def test_without_augmentation_the_whole_image_is_resized() -> None:
     examples = TrainExamples(Halves(), PLAIN, MEAN, STD)
-    image, labels, image_id = examples.make(0, 0)
+    view, labels, image_id = examples.make(0, 0)
+    image = view.normalised()
     assert len(examples) == 1 and image_id == "halves"
     assert type(image) is Tensor and image.shape == (3, 8, 8) and image.dtype == torch.float32
     assert labels.tolist() == [0, 1, 0, 1, 0] and labels.dtype == np.uint8
@@ -120,11 +124,11 @@ def test_cutout_is_one_square_hole_of_the_mean() -> None:
 def test_a_view_depends_on_its_seed_alone() -> None:
     augment = AugmentConfig(image_size=8, crop=0.5, flip=0.5, randaugment_ops=2, cutout=0.5)
     examples = TrainExamples(Halves(), augment, MEAN, STD)
-    first = [examples.make(0, seed)[0] for seed in range(12)]
+    first = [examples.make(0, seed)[0].normalised() for seed in range(12)]
     torch.manual_seed(99)
     torch.rand(3)
     state = torch.get_rng_state()
-    again = [examples.make(0, seed)[0] for seed in reversed(range(12))][::-1]
+    again = [examples.make(0, seed)[0].normalised() for seed in reversed(range(12))][::-1]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert len({image.numpy().tobytes() for image in first}) > 6
     assert torch.equal(torch.get_rng_state(), state)
@@ -148,3 +152,26 @@ def test_shrinking_averages_instead_of_skipping_pixels() -> None:
 def test_an_image_is_trained_on_as_it_is_ranked() -> None:
     scene = Halves()[0]
     assert torch.equal(views(PLAIN, range(1))[0][0], EvalImages(8, MEAN, STD)(scene.image))
+
+
+def plainly(augment: AugmentConfig) -> v2.Transform:
+    """What follows the crop, on torchvision alone: normalising comes before the hole is cut."""
+    steps = [v2.Resize((augment.image_size,) * 2, antialias=True)]
+    steps += [v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])]
+    return v2.Compose([*steps, v2.RandomErasing(augment.cutout, scale=(0.02, 0.25), ratio=(1.0, 1.0))])
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.4])
+def test_a_view_is_the_one_of_torchvision_bit_for_bit(crop: float) -> None:
+    augment, scenes = AugmentConfig(image_size=24, crop=crop, flip=0.5), Blobs()
+    examples = TrainExamples(scenes, augment, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    for seed in range(30):
+        scene = scenes[seed % 3]
+        view, labels, _ = examples.make(seed % 3, seed)
+        image, mask = tv_tensors.Image(torch.from_numpy(scene.image)), tv_tensors.Mask(torch.from_numpy(scene.mask))
+        with seeded(seed):
+            cropped, mask = geometry(augment)(image, mask)
+            image = plainly(augment)(cropped)
+        assert torch.equal(view.normalised(), image.as_subclass(Tensor))
+        assert np.flatnonzero(labels).tolist() == sorted({int(label) for label in mask.unique()} - {IGNORE})

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 from kappaseg_core.ranking import IGNORE
-from kappaseg_core.seeding import seed_of
+from kappaseg_core.seeding import seed_of, seeded
 from kappaseg_core.structures import Scene
 from stage2_segmentation.augment import TRIES, TrainExamples, crop_box, scaled_size
 from stage2_segmentation.config import AugmentConfig
+from tests.blobs import Blobs
 
 PLAIN = AugmentConfig(short_side=24, scale=(1.0, 1.0), crop=16, max_share=1.0, flip=0.0, photometric=False)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -46,7 +50,8 @@ class Coordinates:
 def view(augment: AugmentConfig, seed: int, size: tuple[int, int] = (24, 40)) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns that the image says, each [S, S] (unscaled pixels), and the mask."""
     examples = TrainExamples(Coordinates(*size), augment, ZERO, ONE)
-    image, mask, image_id = examples.make(0, seed)
+    made, mask, image_id = examples.make(0, seed)
+    image = made.normalised()
     assert image_id == "map"
     assert (image.dtype, image.shape) == (torch.float32, (3, augment.crop, augment.crop))
     return image[0] * 255 / 4, image[1] * 255 / 4, torch.from_numpy(mask).long()
@@ -89,7 +94,8 @@ def test_the_shorter_side_is_scaled_and_the_aspect_kept() -> None:
 def test_small_images_are_padded_right_and_below() -> None:
     """Ignored in the mask; the mean colour, which is 0, in the image."""
     examples = TrainExamples(Coordinates(24, 24), replace(PLAIN, crop=30), (0.5,) * 3, (0.25,) * 3)
-    image, mask, _ = examples.make(0, 1)
+    made, mask, _ = examples.make(0, 1)
+    image = made.normalised()
     inside = torch.zeros(30, 30, dtype=torch.bool)
     inside[:24, :24] = True
     assert torch.equal(torch.from_numpy(mask) != IGNORE, inside)
@@ -106,9 +112,9 @@ def test_the_same_seed_gives_the_same_view_and_leaves_the_random_state_alone() -
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     again, other = examples.make(0, 7), examples.make(0, 8)
-    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[0].pixels, again[0].pixels)
     assert np.array_equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0].pixels, other[0].pixels)
 
 
 def test_photometric_jitter_changes_the_image_and_not_the_mask() -> None:
@@ -120,7 +126,7 @@ def test_photometric_jitter_changes_the_image_and_not_the_mask() -> None:
             for on in (False, True)
         )
         assert np.array_equal(still[1], moved[1])
-        changed += not torch.equal(still[0], moved[0])
+        changed += not torch.equal(still[0].pixels, moved[0].pixels)
     assert changed >= 3
 
 
@@ -134,8 +140,11 @@ def shares(mask: Tensor, max_share: float) -> list[float]:
     found = []
     for number in range(200):
         torch.manual_seed(seed_of("crop", number))
-        top, left, height, width = crop_box(mask, replace(PLAIN, crop=10, max_share=max_share))
+        (top, left, height, width), found_labels = crop_box(
+            mask.numpy(), (40, 40), replace(PLAIN, crop=10, max_share=max_share)
+        )
         labels = mask[top : top + height, left : left + width]
+        assert np.array_equal(found_labels, labels)
         counts = torch.bincount(labels[labels != IGNORE].long().flatten())
         found.append(counts.max().item() / max(1, counts.sum().item()))
     return found
@@ -158,8 +167,10 @@ def test_pixels_without_a_label_do_not_count_into_a_share() -> None:
 
 def test_a_mask_of_one_label_is_cropped_all_the_same() -> None:
     torch.manual_seed(0)
-    assert crop_box(torch.ones(12, 20, dtype=torch.int32), replace(PLAIN, crop=16, max_share=0.75))[2:] == (12, 16)
-    assert crop_box(torch.full((12, 20), IGNORE), replace(PLAIN, crop=10, max_share=0.75))[2:] == (10, 10)
+    for label, crop, size in ((1, 16, (12, 16)), (IGNORE, 10, (10, 10))):
+        mask = np.full((12, 20), label)
+        box, labels = crop_box(mask, mask.shape, replace(PLAIN, crop=crop, max_share=0.75))
+        assert box[2:] == labels.shape == size
     assert TRIES == 10
 
 
@@ -169,3 +180,40 @@ def test_many_labels_are_stored_wide_enough() -> None:
     mask = TrainExamples(wide, replace(PLAIN, short_side=200, crop=200), ZERO, ONE).make(0, 0)[1]
     assert mask.dtype == np.int32
     assert mask.max() == 200 * 200 - 1
+
+
+def in_whole_images(scene: Scene, augment: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """The published order written plainly, on torchvision: everything is done to the whole scaled image and mask."""
+    image, mask = tv_tensors.Image(torch.from_numpy(scene.image)), tv_tensors.Mask(torch.from_numpy(scene.mask)[None])
+    size = scaled_size(scene.mask.shape, augment.short_side, float(torch.empty(()).uniform_(*augment.scale)))
+    image = F.resize(image, list(size), antialias=True)
+    mask = F.resize(mask, list(size), InterpolationMode.NEAREST_EXACT)
+    height, width = min(augment.crop, size[0]), min(augment.crop, size[1])
+    for _ in range(TRIES):
+        top, left = int(torch.randint(size[0] - height + 1, ())), int(torch.randint(size[1] - width + 1, ()))
+        counts = torch.bincount(mask[0, top : top + height, left : left + width].flatten().long() + 1)[1:]
+        if counts.sum() and int(counts.max()) / int(counts.sum()) <= augment.max_share:
+            break
+    image, mask = F.crop(image, top, left, height, width), F.crop(mask, top, left, height, width)
+    if torch.rand(()) < augment.flip:
+        image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+    if augment.photometric:
+        image = v2.RandomPhotometricDistort()(image)
+    image = F.normalize(F.to_dtype(image, torch.float32, scale=True), [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    missing = [0, 0, augment.crop - width, augment.crop - height]
+    return F.pad(image, missing, fill=0.0), F.pad(mask, missing, fill=IGNORE)[0]
+
+
+@pytest.mark.parametrize("photometric", [False, True])
+@pytest.mark.parametrize("crop", [20, 56, 150])
+def test_a_view_is_the_one_of_whole_images_bit_for_bit(crop: int, photometric: bool) -> None:
+    """Crops inside the image, wider or higher than it, and around it."""
+    augment, scenes = AugmentConfig(short_side=40, crop=crop, max_share=0.5, photometric=photometric), Blobs()
+    examples = TrainExamples(scenes, augment, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    for seed in range(20):
+        view, mask, _ = examples.make(seed % 3, seed)
+        with seeded(seed):
+            wanted, wanted_mask = in_whole_images(scenes[seed % 3], augment)
+        assert torch.equal(view.normalised(), wanted.as_subclass(Tensor))
+        assert np.array_equal(mask, wanted_mask)
+        assert view.pixels.is_contiguous() and view.pixels.dtype == torch.uint8 and mask.flags.c_contiguous

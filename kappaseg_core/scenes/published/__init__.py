@@ -4,7 +4,8 @@
     Options                      frozen dataclass: the variants of the set, checked strictly; empty where there is one
     published(options) -> Published              K, the hash of the class names, images per split
     find(source, options) -> Found               class names, and an Item per image that the folder `source` lists
-    label_map(item, options) -> i32 [H, W]       class ids 0..K-1, or IGNORE where there is no label
+    label_map(item, options) -> i32 [H, W]       class ids 0..K-1, or IGNORE where there is no label; two maps,
+                                                 this one and the instance map of a Scene, where objects are told apart
     smaller(item, mask, options) -> photo u8 [h, w, 3], mask [h, w], or None        only where a set resizes its images
 
 `find` runs once, so this is where large annotation files are read: an Item carries whatever its label map is made of.
@@ -53,10 +54,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds. Items in the order in which the split files list them."""
+    """What a source holds. Items in the order in which the split files list them.
+
+    things: bool [K], of a set whose objects are told apart.
+    """
 
     class_names: tuple[str, ...]
     items: Sequence[Item]
+    things: tuple[bool, ...] | None = None
 
 
 def set_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
+from kappaseg_core.handover import Normalisation
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import IGNORE, OwnRanking, Ranking, complete_ranking, top_kappa
 from pipelines.export import check, formats
@@ -29,7 +30,7 @@ from pipelines.export.networks import (
     Tensors,
     pictures,
 )
-from stage1_multilabel.augment import normalise, square
+from stage1_multilabel.augment import square
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import HeadConfig
 from stage1_multilabel.scoring import label_scores
@@ -189,7 +190,7 @@ def test_weights_too_large_for_one_onnx_file_get_a_second_one(tmp_path: Path, mo
 
 def test_a_ranking_is_the_one_that_a_cache_stores() -> None:
     network, pictures = classifier(CNN, **SMALL), images(3)
-    normalised = normalise(network.network.backbone.mean, network.network.backbone.std)
+    normalised = Normalisation(network.network.backbone.mean, network.network.backbone.std)
     wanted = top_kappa(label_scores(network.network(normalised(pictures))), KAPPA)
     found = network(pictures)
     assert torch.equal(found["labels"], wanted.labels)

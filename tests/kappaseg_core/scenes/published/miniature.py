@@ -21,7 +21,7 @@ class Miniature:
 
     splits: split → image id → label map, rows of class ids, -1 = no label.   photos: image id → file.
     names: some class ids and their names.   spoil: puts a class that the set does not have into the label map of one
-    image, and gives texts that the line about it has to hold.
+    image, and gives texts that the line about it has to hold.   instances: as splits, numbers of objects, -1 = crowd.
     """
 
     set: str
@@ -31,6 +31,7 @@ class Miniature:
     names: Mapping[int, str]
     spoil: Callable[[], Sequence[str]]
     options: Mapping[str, str] = field(default_factory=dict)
+    instances: Splits | None = None
 
     @property
     def counts(self) -> dict[str, int]:

@@ -16,19 +16,29 @@ from tests.kappaseg_core.scenes.published.conftest import SetSizes
 from tests.kappaseg_core.scenes.published.miniature import Miniature, draw_photo
 
 
+def options(to: Path) -> dict[str, int | str]:
+    """What has to be said of a prepared folder: 16-bit masks have another ignore value, and some have instance maps."""
+    record = json.loads((to / "prepared.json").read_text())
+    ignore = {} if record["ignore"] == 255 else {"ignore": record["ignore"]}
+    return ignore | ({"instances": "instances"} if "things" in record else {})
+
+
 def flags(to: Path) -> list[str]:
-    """What has to be said of the masks of a prepared folder: 16-bit ones have another ignore value."""
-    ignore = json.loads((to / "prepared.json").read_text())["ignore"]
-    return [] if ignore == 255 else ["--data.options.ignore", str(ignore)]
+    return [word for name, value in options(to).items() for word in (f"--data.options.{name}", str(value))]
 
 
 def opened(to: Path, split: str) -> SceneSet:
-    ignore = json.loads((to / "prepared.json").read_text())["ignore"]
-    return open_scenes(DataConfig(root=str(to), options={"ignore": ignore}), split)
+    return open_scenes(DataConfig(root=str(to), options=options(to)), split)
 
 
 def maps(scenes: SceneSet) -> dict[str, list[list[int]]]:
     return {scenes.image_ids[index]: scenes[index].mask.tolist() for index in range(len(scenes))}
+
+
+def objects(scenes: SceneSet) -> dict[str, list[list[int]] | None]:
+    """Image id → instance map; None where objects are not told apart."""
+    found = ((image_id, scenes[index].instances) for index, image_id in enumerate(scenes.image_ids))
+    return {image_id: None if instances is None else instances.tolist() for image_id, instances in found}
 
 
 def problem(capsys: pytest.CaptureFixture[str], miniature: Miniature, to: Path) -> str:
@@ -51,6 +61,14 @@ def test_masks_hold_the_ids_and_splits_the_images_that_were_worked_out_by_hand(
         assert list(scenes.image_ids) == list(expected)
         assert maps(scenes) == {image_id: [list(row) for row in rows] for image_id, rows in expected.items()}
         assert {label: scenes.class_names[label] for label in miniature.names} == dict(miniature.names)
+
+
+def test_instance_maps_hold_the_objects_that_were_worked_out_by_hand(prepared: tuple[Miniature, Path]) -> None:
+    miniature, to = prepared
+    told = miniature.instances
+    for split, expected in miniature.splits.items():
+        assert objects(opened(to, split)) == {i: None if told is None else told[split][i] for i in expected}
+    assert (to / "instances").exists() == (to / "things.txt").exists() == (told is not None)
 
 
 def test_photos_are_those_of_the_source(prepared: tuple[Miniature, Path]) -> None:
@@ -84,8 +102,9 @@ def test_the_folder_passes_the_check_and_packs_to_the_same_scenes(
     assert main(["data", "check", str(to), *flags(to)]) == 0
     assert main(["data", "pack", str(to), str(file), *flags(to)]) == 0
     for split in miniature.splits:
-        packed = open_scenes(DataConfig(kind="packed", root=str(file)), split)
-        assert maps(packed) == maps(opened(to, split))
+        asked = {"instances": True} if miniature.instances else {}
+        packed = open_scenes(DataConfig(kind="packed", root=str(file), options=asked), split)
+        assert maps(packed) == maps(opened(to, split)) and objects(packed) == objects(opened(to, split))
         assert packed.class_names == opened(to, split).class_names
 
 

@@ -1,4 +1,4 @@
-"""Segmenter and RankSeg the way the published code computes them, for benchmarks to compare with.
+"""Segmenter and RankSeg the way the published code computes them, to compare with.
 
 The same networks and weights; different are attention (all weights of it held at once, dropout on them while training),
 the loss (K channels at full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into K channels).
@@ -30,9 +30,11 @@ def attention_in_steps() -> Iterator[None]:
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
               is_causal: bool = False) -> Tensor:  # fmt: skip
-    assert attn_mask is None and not is_causal, "no network that is measured masks its attention"
-    weights = (queries @ keys.mT * (1 / math.sqrt(queries.shape[-1]))).softmax(-1)
-    return F.dropout(weights, dropout_p) @ values
+    assert not is_causal, "no network that is measured looks back only"
+    scores = queries @ keys.mT * (1 / math.sqrt(queries.shape[-1]))
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p) @ values
 
 
 def loss_of_all_pixels(logits: Tensor, target: Tensor) -> Tensor:
@@ -48,6 +50,6 @@ def map_of_all_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def map_by_scatter(logits: Tensor, labels: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
     """Label map i64 [B, H, W] of logits [B, κ, h, w] for labels i64 [B, κ]: scattered, upsampled, softmax, arg-max."""
-    full = torch.full((len(logits), num_classes, *logits.shape[2:]), NOT_KEPT)
+    full = logits.new_full((len(logits), num_classes, *logits.shape[2:]), NOT_KEPT)
     full.scatter_(1, labels[..., None, None].expand_as(logits), logits)
     return F.interpolate(full, size, mode="bilinear", align_corners=False).softmax(1).argmax(1)

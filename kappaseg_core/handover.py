@@ -1,0 +1,112 @@
+"""What a loader hands over: bytes and small integers, a quarter of what a task is given, widened on the device.
+
+Legend: B images, S side of a view, K labels, H W pixels of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+from torchvision.transforms.v2 import functional as F
+
+from kappaseg_core.structures import Batch
+
+RGB = tuple[float, float, float]
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """u8 [..., 3, H, W] → f32 on the same device: to [0, 1], then (x - mean) / std. mean, std: RGB in [0, 1] units."""
+
+    mean: RGB
+    std: RGB
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        scaled: Tensor = F.to_dtype(pixels, torch.float32, scale=True)
+        normalised: Tensor = F.normalize(scaled, list(self.mean), list(self.std), inplace=True)
+        return normalised
+
+
+@dataclass(frozen=True)
+class View:
+    """An augmented image, its normalisation still to be done.
+
+    pixels: u8 [3, S, S].   blank: where it is 0 once normalised, whatever stands in `pixels`: padding and holes.
+    """
+
+    pixels: Tensor
+    normalise: Normalisation
+    blank: tuple[Box, ...] = ()
+
+    def normalised(self) -> Tensor:
+        """f32 [3, S, S]."""
+        return blanked(self.normalise(self.pixels)[None], [self.blank])[0]
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A micro-batch as a loader worker makes it; `batch` gives what the task takes.
+
+    pixels: u8 [B, 3, S, S], to be normalised by `normalise` and blanked in the boxes of `blank`, or None.
+    features: f32 [B, C, h, w], or None.   mask: integers [B, H, W], or None.   labels: u8 [B, K], or None.
+    """
+
+    image_id: tuple[str, ...]
+    pixels: Tensor | None = None
+    normalise: Normalisation | None = None
+    blank: tuple[tuple[Box, ...], ...] = ()
+    features: Tensor | None = None
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+
+    def pin_memory(self) -> Handover:
+        """The same in page-locked memory, from which copies to a GPU do not wait (called by torch's loader)."""
+        values: dict[str, Any] = dict(vars(self))
+        tensors = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
+        return Handover(**{**values, **tensors})
+
+    def batch(self, device: torch.device | str, progress: float = 0.0) -> Batch:
+        """On the device, in the types that tasks expect."""
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        pixels, mask, labels = there(self.pixels), there(self.mask), there(self.labels)
+        image = None
+        if pixels is not None:
+            assert self.normalise is not None
+            image = blanked(self.normalise(pixels), self.blank)
+        return Batch(
+            self.image_id, image, there(self.features), None if mask is None else mask.long(),
+            None if labels is None else labels.float(), progress,
+        )  # fmt: skip
+
+
+def blanked(images: Tensor, boxes: Sequence[Sequence[Box]]) -> Tensor:
+    """Images [B, 3, S, S] with 0 in the boxes of each, in place."""
+    for image, own in zip(images, boxes, strict=True):
+        for top, left, height, width in own:
+            image[:, top : top + height, left : left + width] = 0
+    return images
+
+
+def collate(samples: Sequence[tuple[View | Tensor, Any, str]], *, target: str) -> Handover:
+    """(view or features, target, image_id) samples as one; `target` names the field that the targets fill."""
+    inputs, targets, ids = zip(*samples, strict=True)
+    goals: dict[str, Any] = {target: stacked([torch.as_tensor(each) for each in targets])}
+    if isinstance(inputs[0], View):
+        pixels = stacked([view.pixels for view in inputs])
+        return Handover(ids, pixels, inputs[0].normalise, tuple(view.blank for view in inputs), **goals)
+    return Handover(ids, features=stacked(inputs), **goals)
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor; in a loader worker it lies in the memory that the training process reads, without a further copy."""
+    together: Tensor = default_collate(list(tensors))
+    return together

@@ -1,0 +1,115 @@
+"""What a variant needs before it is run: its step on the "meta" device, where tensors have sizes and no values.
+
+Memory is the bytes of the tensors that live at the same time. What kernels need inside is not seen, nor are the
+smaller numbers of bf16.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kappaseg_core.cost import Sizes, count
+from kappaseg_core.ranking import Ranking
+from pipelines.bench.steps import built, network
+from pipelines.bench.variants import Variant
+from stage2_segmentation import pixels
+
+#: resident memory of a process with its libraries, before it builds a network
+LIBRARIES_MIB = 400
+
+
+@dataclass(frozen=True)
+class Needs:
+    """In MiB: what a process holds between two steps (`held`), and what a step adds to that at its largest moment."""
+
+    held: float
+    step: float
+
+    @property
+    def alone(self) -> float:
+        """Of the one process that makes a step."""
+        return self.held + self.step
+
+
+def needs(variant: Variant) -> Needs:
+    """The first step makes what the optimiser keeps; the second one is looked at."""
+    with Unvalued(), strips_as_on(variant.device), LiveBytes() as live:
+        step = built(replace(variant, device="meta"), lambda part: None)
+        step()
+        held = live.now
+        live.most = held
+        step()
+    libraries = LIBRARIES_MIB if variant.device == "cpu" else 0
+    return Needs(held / 2**20 + libraries, (live.most - held) / 2**20)
+
+
+def flops(variant: Variant) -> int:
+    """Of the matrix products, convolutions and attention products of one step's network, two for a multiplication
+    and addition; three times as many in training (each product has two in the way back)."""
+    with torch.device("meta"):
+        model = network(replace(variant, device="meta", train=False))
+        images = torch.zeros(variant.images, 3, variant.size, variant.size)
+        labels = torch.zeros(variant.images, variant.kappa or variant.classes, dtype=torch.int64)
+    ranking = Ranking(labels, labels.float(), labels.bool())
+    return 2 * count(model, lambda: model(images, ranking)).macs * (3 if variant.train else 1)
+
+
+class Unvalued(Sizes):
+    """Also for programs that ask for a share, which then decides for the way that computes more; and attention holds
+    what its fused kernels hold."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__float__ and args[0].is_meta:
+            return 1.0
+        if func is F.scaled_dot_product_attention:
+            queries, keys, values = args[:3]
+            return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values)[0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made inside that are still there: now, and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.see(tensor.untyped_storage())
+        return out
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self.known:
+            self.known.add(place)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.gone, place, size)
+
+    def gone(self, place: int, size: int) -> None:
+        self.known.discard(place)
+        self.now -= size
+
+
+@contextmanager
+def strips_as_on(device: str) -> Iterator[None]:
+    """Strips on "meta" of the size that they have on the device, for the time of the block."""
+    pixels.STRIP["meta"] = pixels.STRIP.get(device, pixels.STRIP_ELSEWHERE)
+    try:
+        yield
+    finally:
+        del pixels.STRIP["meta"]

@@ -1,0 +1,228 @@
+"""One step of a variant: training on images of random numbers, or images to label maps.
+
+Legend: B images, K all labels, κ kept labels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kappaseg_core.optim import build_optimizer, clip_gradients
+from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, to_label_space, to_rank_space, top_kappa
+from kappaseg_core.structures import Batch
+from pipelines.bench.published_way import attention_in_steps, loss_of_all_pixels, map_by_scatter, map_of_all_labels
+from pipelines.bench.variants import Variant
+from stage2_segmentation import losses
+from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
+from stage2_segmentation.inference import segmented
+from stage2_segmentation.model import SegmentationModel, build_segmentation
+from stage2_segmentation.pixels import Axis, axis_weights
+from stage2_segmentation.rank_maps import Piece, best_ranks
+from stage2_segmentation.task import SegmentTask
+
+#: share of the training that lies behind: no warm-up any more
+LATE = 0.99
+#: told the name of the part that has just ended
+Mark = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source that gives the same ranking at every step."""
+
+    ranking: Ranking | OwnRanking
+    fingerprint: str = "benchmark"
+
+    def __call__(
+        self, image_ids: Sequence[str], mask: Tensor | None, image: Tensor | None = None
+    ) -> Ranking | OwnRanking:
+        return self.ranking
+
+
+def built(variant: Variant, mark: Mark) -> Callable[[], object]:
+    """The step of a variant: its network, images and rankings on the variant's device, drawn from torch's generator."""
+    with torch.device(variant.device):
+        model = network(variant)
+        images = torch.randn(variant.images, 3, variant.size, variant.size)
+        ranking = complete_ranking(variant.images, variant.classes, variant.device)
+        if variant.kappa:
+            ranking = top_kappa(torch.rand(variant.images, variant.classes), variant.kappa)
+        compute = (training if variant.train else inference)(variant, model, images, ranking, mark)
+
+    def step() -> None:
+        with ExitStack() as stack:
+            if variant.way == "published":
+                stack.enter_context(attention_in_steps())
+            if variant.way == "strips":
+                stack.enter_context(without_kernel())
+            compute()
+
+    return step
+
+
+def autocast(variant: Variant) -> torch.autocast | ExitStack:
+    """bf16 where it is asked for, with fp32 where the network asks for it. "meta" has none."""
+    if variant.precision == "fp32" or variant.device == "meta":
+        return ExitStack()
+    return torch.autocast(torch.device(variant.device).type, torch.bfloat16)
+
+
+def network(variant: Variant) -> SegmentationModel:
+    """The variant's network with random weights.
+
+    The published one has dropout on the weights of its attention, and no label branch where all labels are taken.
+    """
+    config = variant.config
+    options = dict(config.host.options)
+    if variant.way == "published":
+        options.pop("attention_dropout", None)
+    return build_segmentation(
+        replace(
+            config,
+            backbone=replace(config.backbone, weights=None, frozen=config.backbone.is_frozen),
+            host=replace(config.host, options=options),
+            augment=replace(config.augment, crop=variant.size),
+            labels=config.labels if variant.kappa else replace(config.labels, head="none"),
+            source=source(config, variant.kappa),
+        ),
+        variant.classes,
+    ).train(variant.train)
+
+
+def source(config: Stage2Config, kappa: int | None) -> SourceConfig:
+    """Where rankings come from, as far as the network depends on it: itself, elsewhere, or all labels."""
+    if kappa is None:
+        return replace(config.source, train="complete", test=None)
+    own = config.labels.head != "none"
+    return replace(config.source, train="joint" if own else "cache", test=None, kappa=kappa)
+
+
+@contextmanager
+def without_kernel() -> Iterator[None]:
+    """The loss strip by strip on a GPU, too, for the time of the block."""
+    asked = losses.has_kernel
+    losses.has_kernel = lambda cells: False
+    try:
+        yield
+    finally:
+        losses.has_kernel = asked
+
+
+def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
+    """Mark the ends of backbone and decoder, and of the ways back to them. The decoder is all that lies between the
+    backbone's map and the logits, a label branch included.   alone: whether nothing follows the backbone."""
+    if model.class_tokens:  # whose tokens go through the backbone by another way than forward
+        return
+
+    def ended(part: str, behind: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, given: object, out: Tensor) -> None:
+            mark(part)
+            if out.requires_grad:
+                out.register_hook(lambda gradient: mark(f"{behind}, backward"))
+
+        return hook
+
+    model.backbone.register_forward_hook(ended("backbone", "loss" if alone else "decoder"))
+    model.host.register_forward_hook(ended("decoder", "loss"))
+
+
+def training(
+    variant: Variant, model: SegmentationModel, images: Tensor, ranking: Ranking, mark: Mark
+) -> Callable[[], object]:
+    """One step of the configured optimiser."""
+    config = variant.config
+    mask = regions(images, ranking)
+    own = model.branch is not None
+    task = SegmentTask(
+        model, Given(OwnRanking(ranking.kappa) if own else ranking), variant.classes, missed=config.source,
+        labels=config.labels, loss_stride=config.loss.stride,
+    )  # fmt: skip
+    batch = Batch(tuple(map(str, range(len(images)))), image=images, mask=mask, progress=LATE)
+    optimizer = build_optimizer(task.parameter_groups(config.optim), config.optim)
+    for group in optimizer.param_groups:
+        group["lr"] = config.optim.lr * group["lr_factor"]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    watch(model, mark, alone=variant.way == "backbone")
+
+    def loss() -> Tensor:
+        with autocast(variant):
+            if variant.way == "backbone":
+                return model.backbone(images).float().square().mean()
+            if variant.way in ("ours", "strips"):
+                return task(batch)[0]
+            logits = model(images, ranking)
+            return loss_of_all_pixels(logits, to_rank_space(mask, ranking, variant.classes))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        mark("optimiser")
+        found = loss()
+        mark("loss")
+        if found.requires_grad:  # a frozen backbone alone learns nothing
+            found.backward()
+        mark("backbone, backward")
+        if config.optim.clip is not None:
+            clip_gradients(trained, config.optim)
+        optimizer.step()
+        mark("optimiser")
+
+    return step
+
+
+def regions(images: Tensor, ranking: Ranking) -> Tensor:
+    """A label map i64 [B, H, W] of a few kept labels, in squares."""
+    height, width = images.shape[2:]
+    cells = torch.randint(ranking.kappa, (len(images), 1, 8, 8))
+    ranks = nn.functional.interpolate(cells.float(), (height, width)).long()[:, 0]
+    return to_label_space(ranks, ranking)
+
+
+def inference(
+    variant: Variant, model: SegmentationModel, images: Tensor, ranking: Ranking, mark: Mark
+) -> Callable[[], object]:
+    """Images to label maps."""
+    height, width = images.shape[2:]
+    size = (height, width)
+    watch(model, mark, alone=variant.way == "backbone")
+
+    def maps() -> Tensor:
+        if variant.way in ("ours", "strips"):
+            return label_maps(model, images, ranking, size)
+        logits = model(images, ranking).float()
+        if variant.way == "published" and variant.kappa:
+            return map_by_scatter(logits, ranking.labels, variant.classes, size)
+        return to_label_space(map_of_all_labels(logits, size), ranking)
+
+    @torch.inference_mode()
+    def step() -> object:
+        with autocast(variant):
+            if variant.way == "backbone":
+                return model.backbone(images)
+            found = maps()
+        mark("label map")
+        return found
+
+    return step
+
+
+def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size: tuple[int, int]) -> Tensor:
+    """i64 [B, H, W] the way this project makes them; several images go through the network together."""
+    own = model.branch is not None
+    if len(images) == 1:
+        plan = InferenceConfig()
+        return segmented(model, images[0], OwnRanking(ranking.kappa) if own else ranking, plan, size=size).label_map
+    seen = model.look(images)
+    if seen.label_logits is not None:
+        ranking = top_kappa(seen.label_logits.float().sigmoid(), ranking.kappa)
+    cells = model.segment(seen, ranking).float().permute(0, 2, 3, 1)
+    rows, columns = (
+        Axis.of(axis_weights(count, model.cell, pixels), cells)
+        for count, pixels in zip(cells.shape[1:3], size, strict=True)
+    )
+    ranks = [best_ranks([[Piece(one, rows, columns, alone=True)]], size) for one in cells]
+    return to_label_space(torch.stack(ranks), ranking)

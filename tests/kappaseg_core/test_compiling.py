@@ -1,0 +1,95 @@
+"""Training with torch.compile: the same numbers, names and files, and training without it where the compiler fails."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from kappaseg_core.checkpoint import RunDirectory
+from kappaseg_core.compiling import compile_parts
+from tests.kappaseg_core.test_loop import LOOP, Killed, Net, contents, train
+
+COMPILED = replace(LOOP, steps=6, log_every=1, compile=True)
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in RunDirectory(folder).metrics() if line["kind"] == "train"]
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def compile(self: nn.Module) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise TorchDynamoException("no C++ compiler\nfound")
+
+        self._compiled_call_impl = fail
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+
+
+@pytest.mark.usefixtures("broken_compiler")
+def test_where_the_compiler_fails_training_goes_on_without_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "plain", replace(COMPILED, compile=False))
+    train(tmp_path / "compiled", COMPILED)
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+    said = [line for line in capsys.readouterr().err.splitlines() if "loop.compile" in line]
+    assert said == [
+        f"loop.compile: {part} is computed without the compiler, which failed: no C++ compiler found"
+        for part in ("backbone", "head")
+    ]
+
+
+def test_only_calls_that_record_a_gradient_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def compile(self: nn.Module) -> None:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(type(self).__name__)
+            return self._call_impl(*args, **kwargs)
+
+        self._compiled_call_impl = counted
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    network = Net().eval()
+    names = list(network.state_dict())
+    compile_parts(network)
+    image = torch.randn(2, 3, 4, 4)
+    with torch.inference_mode():
+        network(image)
+    copy.deepcopy(network)(image)
+    assert calls == []
+    network(image)
+    assert calls == ["Sequential", "Sequential"]
+    assert list(network.state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one_and_goes_on_after_a_kill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without dropout, whose random numbers are the compiler's own."""
+    train(tmp_path / "plain", replace(COMPILED, compile=False), dropout=0.0)
+    train(tmp_path / "compiled", COMPILED, dropout=0.0)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", COMPILED, kill_at=5, dropout=0.0)
+    train(tmp_path / "killed", COMPILED, dropout=0.0)
+    assert "loop.compile" not in capsys.readouterr().err
+    assert contents(tmp_path / "killed") == contents(tmp_path / "compiled")
+    assert (
+        load_file(tmp_path / "plain" / "weights.safetensors").keys()
+        == load_file(tmp_path / "compiled" / "weights.safetensors").keys()
+    )
+    plain, compiled = ([line["loss"] for line in losses(tmp_path / name)] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)

@@ -1,0 +1,83 @@
+"""What a step needs, known before it is run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipelines.bench.floor import Rates, floor_seconds, moved, rates
+from pipelines.bench.needs import LIBRARIES_MIB, LiveBytes, flops, needs
+from pipelines.bench.variants import Variant
+from stage2_segmentation import pixels
+
+
+def test_bytes_are_counted_while_a_tensor_is_alive() -> None:
+    with LiveBytes() as live:
+        first = torch.empty(100, device="meta")
+        view = first[3:]
+        second = torch.empty(50, dtype=torch.float64, device="meta")
+        assert (live.now, live.most) == (800, 800)
+        del first
+        assert live.now == 800  # the view has the storage
+        del view, second
+        assert (live.now, live.most) == (0, 800)
+
+
+def test_all_labels_upsampled_need_three_maps_of_each_and_kept_ones_nothing(tiny: Variant) -> None:
+    upsampled = replace(tiny, way="plain", kappa=None)
+    more = [needs(replace(upsampled, classes=k)).step for k in (1000, 2000)]
+    copies = (more[1] - more[0]) * 2**20 / (1000 * tiny.images * 32 * 32 * 4)
+    assert 2.9 < copies < 4.5  # upsampled, log-softmax, gradient; and their tokens
+    few, many = (needs(replace(tiny, classes=k)) for k in (1000, 20_000))
+    rows = 19_000 * 8 * 4 / 2**20  # of the table of class embeddings
+    assert 4 * rows < many.held - few.held < 5 * rows  # with gradients and two moments, and the sorted scores
+    assert many.step - few.step < 2 * rows  # what the optimiser makes in between
+    assert needs(replace(tiny, classes=20_000, train=False)).step == needs(replace(tiny, train=False)).step
+
+
+def test_attention_in_steps_needs_all_of_its_weights(tiny: Variant) -> None:
+    published = replace(tiny, way="published", kappa=None, classes=2000, train=False)
+    weights = tiny.images * 2 * (2000 + 8 * 8) ** 2 * 4 / 2**20  # two heads
+    assert needs(published).step > needs(replace(published, way="plain")).step + 0.9 * weights
+
+
+def test_using_a_network_needs_no_more_than_training_it(tiny: Variant) -> None:
+    used, trained = needs(replace(tiny, train=False)), needs(tiny)
+    assert used.step < trained.step and used.held < trained.held and used.held > LIBRARIES_MIB
+    assert trained.alone == trained.held + trained.step
+
+
+def test_an_estimate_leaves_the_strips_as_they_were(tiny: Variant) -> None:
+    before = dict(pixels.STRIP)
+    needs(tiny)
+    assert before == pixels.STRIP
+
+
+def test_training_has_three_times_the_operations_of_use(tiny: Variant) -> None:
+    assert flops(tiny) == 3 * flops(replace(tiny, train=False)) > 0
+    assert flops(replace(tiny, images=4)) == 2 * flops(tiny)
+
+
+def test_the_floor_is_the_larger_of_two_times(tiny: Variant) -> None:
+    quick = Rates({"fp32": 1e30}, 1e9)
+    assert floor_seconds(tiny, quick) == moved(tiny) / 1e9
+    assert floor_seconds(tiny, Rates({"fp32": 1e6}, 1e30)) == flops(tiny) / 1e6
+
+
+def test_training_moves_weights_gradients_and_moments(tiny: Variant) -> None:
+    used, trained = replace(tiny, train=False), tiny
+    seen = tiny.images * 32 * 32 * (3 * 4 + 8)
+    weights = moved(used) - seen
+    assert moved(trained) - seen == weights * (5 + 4)
+    with_sgd = replace(tiny, config=replace(tiny.config, optim=replace(tiny.config.optim, kind="sgd")))
+    assert moved(with_sgd) - seen == weights * (5 + 2)
+
+
+def test_rates_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.bench.floor.SIDES", {"cpu": 64})
+    monkeypatch.setattr("pipelines.bench.floor.BYTES", {"cpu": 2**16})
+    found = rates("cpu", ["fp32", "bf16"])
+    assert set(found.flops) == {"fp32", "bf16"}
+    assert all(1e6 < rate < 1e14 for rate in (*found.flops.values(), found.bandwidth))
