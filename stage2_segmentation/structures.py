@@ -20,11 +20,11 @@ class Seen:
 
     features: [B, C, h, w], the backbone's last map; what the label branch looks at.
     label_logits: f32 [B, K] of the label branch, by which labels are ranked; None without one.
+    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
+    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
     learnt_logits: f32 [B, n], of the labels that the step asked for, or [B, K]: what the label loss is computed on
     where the ranking was made without gradient; None: label_logits.
     supervised: (weight, f32 [B, K]): further logits that learn the same labels, in training.
-    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
-    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
     maps: all maps that the host wants, each [B, C_l, h_l, w_l]; the last one is `features`.
     begun: the images behind the first blocks of a plain ViT, for a host that runs the last ones; None for others.
     progress: share of the training that lies behind, for a host that changes over time; 1 = it is over.
@@ -32,10 +32,10 @@ class Seen:
 
     features: Tensor
     label_logits: Tensor | None = None
-    learnt_logits: Tensor | None = None
-    supervised: tuple[tuple[float, Tensor], ...] = ()
     classes: Tensor | None = None
     patches: Tensor | None = None
+    learnt_logits: Tensor | None = None
+    supervised: tuple[tuple[float, Tensor], ...] = ()
     maps: tuple[Tensor, ...] = ()
     begun: Begun | None = None
     progress: float = 1.0

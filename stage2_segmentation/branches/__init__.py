@@ -34,8 +34,8 @@ class TokenHost(Protocol):
 class Branch(Protocol):
     """features [B, C, h, w], and where the images have class tokens of their own, those [B, K, D] → Seen.
 
-    samples_labels: whether it can learn from some labels alone. It then takes a fourth argument, `labels` i64 [n]:
-    those of this step. All K are ranked in any case, without gradient.
+    samples_labels: whether it can learn from some labels alone; a branch without it cannot. It then takes a fourth
+    argument, `labels` i64 [n]: those of this step. All K are ranked in any case, without gradient.
     """
 
     samples_labels: bool

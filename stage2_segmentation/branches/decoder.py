@@ -86,7 +86,7 @@ class DecoderBranch(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and learnt is None):
             ranked = self.ranked(memory, queries, first)
         supervised = ((self.weight, first),) if self.training and first is not None else ()
-        return Seen(features, ranked, learnt, supervised, classes)
+        return Seen(features, ranked, classes, learnt_logits=learnt, supervised=supervised)
 
     def ranked(self, memory: list[Tensor], queries: Tensor, first: Tensor | None) -> Tensor:
         """The logits f32 [B, K] that labels are ranked by."""

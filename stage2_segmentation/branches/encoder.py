@@ -82,7 +82,7 @@ class EncoderBranch(nn.Module):
         classes = self.norm(classes)
         with full_precision(features.device):
             logits = torch.einsum("bkd,kd->bk", classes.float(), self.weight.float()) + self.bias.float()
-        return Seen(features, logits, classes=classes, patches=patches if self.pooled else seen)
+        return Seen(features, logits, classes, patches if self.pooled else seen)
 
     @torch.no_grad()
     def set_prior(self, frequency: Tensor) -> None:

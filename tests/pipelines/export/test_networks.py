@@ -98,6 +98,8 @@ def images(count: int, size: tuple[int, int] = SIZE) -> Tensor:
 NETWORKS: dict[str, Callable[[], Exported]] = {
     "rankseg head, ViT": lambda: classifier(replace(VIT, options={**VIT.options, "depth": 1}), **SMALL),
     "official head in chunks, Swin": lambda: classifier(SWIN, preset="official", chunk=4, **SMALL),
+    "short-list": lambda: classifier(RESNET, preset="fast", shortlist=4, **SMALL),
+    "groups": lambda: classifier(RESNET, preset="group", groups=3, **SMALL),
     "gap, ResNet": lambda: classifier(RESNET, preset="gap"),
     "lse, MobileNet": lambda: classifier(MOBILENET, preset="lse"),
     "complete": complete,
