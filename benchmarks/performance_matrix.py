@@ -40,7 +40,8 @@ def introduction(comparisons: Mapping[str, Any]) -> str:
     return (
         "Measured as above, κ = 100, by the program behind `kappaseg bench network`. Training is a step on two images "
         "of ViT-T and on one of the others. Hollow marks, and figures behind ≈, are estimates of what was too large to "
-        f"be run. Machine: {'; '.join(machines)}; medians of {' or '.join(rounds)} turns."
+        f"be run (in fp32, whatever was asked for). Machine: {'; '.join(machines)}; medians of "
+        f"{' or '.join(rounds)} turns."
     )
 
 

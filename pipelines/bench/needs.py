@@ -47,7 +47,7 @@ def needs(variant: Variant) -> Needs:
     """One step is looked at, the first: what the optimiser makes in it counts as held and as made."""
     with Unvalued(), strips_as_on(variant.device), LiveBytes() as live:
         step = built(replace(variant, device="meta"), lambda part: None)
-        before = live.now
+        live.most = before = live.now
         step()
     libraries = LIBRARIES_MIB["cpu" if variant.device == "cpu" else "cuda"]
     return Needs(live.now / 2**20 + libraries, (live.most - before) / 2**20)
