@@ -12,11 +12,16 @@ from pathlib import Path
 
 import performance_gpu
 import performance_in_k
+import performance_matrix
 
 from pipelines.results_doc import Section, write_results
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
-PARTS: tuple[Callable[[], Iterable[Section]], ...] = (performance_in_k.sections, performance_gpu.sections)
+PARTS: tuple[Callable[[], Iterable[Section]], ...] = (
+    performance_in_k.sections,
+    performance_matrix.sections,
+    performance_gpu.sections,
+)
 
 
 def main() -> None:

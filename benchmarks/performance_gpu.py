@@ -44,12 +44,12 @@ def rates_of(comparison: Mapping[str, Any]) -> str:
 def table(comparison: Mapping[str, Any]) -> ResultTable:
     columns = ("variant", "K", "images/s", "% of the floor's speed", "memory, MiB")
     rows = tuple(row(record) for record in comparison["variants"])
-    return ResultTable(columns, rows, (COMMAND,), (FILE,), f"Medians of {comparison['rounds']} turns.")
+    return ResultTable(columns, rows, (COMMAND,), (FILE,), f"Medians of {comparison['rounds']} turns; † estimated.")
 
 
 def row(record: Record) -> tuple[Cell, ...]:
     if "skipped" in record:
-        return (record["name"], record["classes"], None, None, f"≈ {record['needed_mib']:,}")
+        return (record["name"], record["classes"], None, None, f"{record['needed_mib']:,} †")
     taken = statistics.median(record["seconds"])
     share = f"{100 * record['floor_seconds'] / taken:.0f}"
     return (record["name"], record["classes"], record["images"] / taken, share, f"{record['memory_mib']:,}")

@@ -115,11 +115,13 @@ PARTS = {
 def profile(comparisons: Mapping[str, Any]) -> Iterator[Section]:
     """Where the steps of training spend their time."""
     columns = ("network", "variant", "processor seconds", *(f"{part}, %" for part in dict.fromkeys(PARTS.values())))
+    trained = (TINY_TRAINING, BASE_TRAINING)
+    names = [name for name in trained if all("parts" in variant for variant in comparisons[name]["variants"])]
     rows = tuple(
         (name.removeprefix("training, "), variant["name"], seconds(variant), *shares(variant["parts"]))
-        for name in (TINY_TRAINING, BASE_TRAINING) if name in comparisons
-        for variant in comparisons[name]["variants"] if "parts" in variant
-    )  # fmt: skip
+        for name in names
+        for variant in comparisons[name]["variants"]
+    )
     if rows:
         yield Section(
             "Where a step of training spends its time",
@@ -127,7 +129,7 @@ def profile(comparisons: Mapping[str, Any]) -> Iterator[Section]:
                 "Shares of the processor time between marks in the same processes. *Decoder* is the mask transformer "
                 "over image and class tokens; *loss* is upsampling and cross-entropy, with their gradient (which ours "
                 "computes at once); *optimiser* is SGD with momentum, and setting gradients to zero.",
-                *(profiled(name, comparisons[name]) for name in (TINY_TRAINING, BASE_TRAINING) if name in comparisons),
+                *(profiled(name, comparisons[name]) for name in names),
             ),
             (table(columns, rows),),
         )

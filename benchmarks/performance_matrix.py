@@ -23,7 +23,10 @@ DRAWN = {
 
 
 def sections() -> Iterator[Section]:
-    """Two tables for training and two for use; figures are written beside the document."""
+    """Two tables for training and two for use; figures are written beside the document. Nothing before the first run of
+    the program."""
+    if not (ROOT / FILE).exists():
+        return
     comparisons: dict[str, Any] = read_results(ROOT / FILE)["comparisons"]
     (ROOT / "docs" / FIGURES).mkdir(exist_ok=True)
     images = [figure(name, comparisons[name]) for name in DRAWN if name in comparisons]
@@ -39,7 +42,7 @@ def introduction(comparisons: Mapping[str, Any]) -> str:
     rounds = sorted({str(each["rounds"]) for each in comparisons.values()})
     return (
         "Measured as above, κ = 100, by the program behind `kappaseg bench network`. Training is a step on two images "
-        "of ViT-T and on one of the others. Hollow marks, and figures behind ≈, are estimates of what was too large to "
+        "of ViT-T and on one of the others. Hollow marks, and figures with †, are estimates of what was too large to "
         f"be run (in fp32, whatever was asked for). Machine: {'; '.join(machines)}; medians of "
         f"{' or '.join(rounds)} turns."
     )
@@ -59,7 +62,7 @@ def table(comparisons: Mapping[str, Sequence[Record]], figure: str) -> ResultTab
     for name, records in comparisons.items():
         for variant in sorted(dict.fromkeys(record["name"] for record in records), key=place):
             found = {record["classes"]: cell(record, figure) for record in records if record["name"] == variant}
-            rows.append((name.partition(", ")[2], variant, *(found.get(count, "–") for count in counts)))
+            rows.append((name.partition(", ")[2], variant, *(found.get(count) for count in counts)))
     columns = ("network", "variant", *(f"K = {count:,}" for count in counts))
     return ResultTable(columns, tuple(rows), (COMMAND,), (FILE,), f"In {figure}.")
 
@@ -70,7 +73,7 @@ def place(variant: str) -> tuple[bool, int]:
     return (variant != way, list(STYLES).index(way))
 
 
-def cell(record: Record, figure: str) -> str:
+def cell(record: Record, figure: str) -> Cell:
     if figure == "processor seconds":
-        return "–" if "skipped" in record else format_number(seconds(record))
-    return f"≈ {record['needed_mib']:,}" if "skipped" in record else f"{record['memory_mib']:,}"
+        return None if "skipped" in record else format_number(seconds(record))
+    return f"{record['needed_mib']:,} †" if "skipped" in record else f"{record['memory_mib']:,}"
