@@ -42,9 +42,9 @@ def introduction(comparisons: Mapping[str, Any]) -> str:
     rounds = sorted({str(each["rounds"]) for each in comparisons.values()})
     return (
         "Measured as above, κ = 100, by the program behind `kappaseg bench network`. Training is a step on two images "
-        "of ViT-T and on one of the others. Hollow marks, and figures with †, are estimates of what was too large to "
-        f"be run (in fp32, whatever was asked for). Machine: {'; '.join(machines)}; medians of "
-        f"{' or '.join(rounds)} turns."
+        "of ViT-T and on one of the others. The backbone alone does not depend on K and is measured once. Hollow "
+        "marks, and figures with †, are estimates of what was too large to be run (in fp32, whatever was asked for). "
+        f"Machine: {'; '.join(machines)}; medians of {' or '.join(rounds)} turns."
     )
 
 

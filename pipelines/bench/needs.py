@@ -61,7 +61,11 @@ def flops(variant: Variant) -> int:
         images = torch.zeros(variant.images, 3, variant.size, variant.size)
         labels = torch.zeros(variant.images, variant.kappa or variant.classes, dtype=torch.int64)
     ranking = Ranking(labels, labels.float(), labels.bool())
-    return 2 * count(model, lambda: model(images, ranking)).macs * (3 if variant.train else 1)
+    if variant.way == "backbone":
+        counted = count(model.backbone, lambda: model.backbone(images))
+    else:
+        counted = count(model, lambda: model(images, ranking))
+    return 2 * counted.macs * (3 if variant.train else 1)
 
 
 class Unvalued(Sizes):

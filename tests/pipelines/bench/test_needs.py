@@ -60,6 +60,12 @@ def test_training_has_three_times_the_operations_of_use(tiny: Variant) -> None:
     assert flops(replace(tiny, images=4)) == 2 * flops(tiny)
 
 
+def test_the_backbone_alone_has_the_operations_and_weights_of_the_backbone(tiny: Variant) -> None:
+    alone = replace(tiny, way="backbone")
+    assert 0 < flops(alone) < flops(tiny) and 0 < moved(alone) < moved(tiny)
+    assert flops(replace(alone, classes=1000)) == flops(alone) and moved(replace(alone, classes=1000)) == moved(alone)
+
+
 def test_the_floor_is_the_larger_of_two_times(tiny: Variant) -> None:
     quick = Rates({"fp32": 1e30}, 1e9)
     assert floor_seconds(tiny, quick) == moved(tiny) / 1e9
