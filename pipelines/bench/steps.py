@@ -147,6 +147,8 @@ def training(
     for group in optimizer.param_groups:
         group["lr"] = config.optim.lr * group["lr_factor"]
     trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # held from the first step on
     watch(model, mark, alone=variant.way == "backbone")
 
     def loss() -> Tensor:

@@ -68,7 +68,8 @@ def in_turns(variants: Sequence[Variant], rounds: int) -> list[Record]:
                 if not ended.out_of_memory:
                     raise
                 records[id(worker.variant)] = {"skipped": "its process ran out of memory"}
-        for _ in range(rounds):
+        for turn in range(rounds):
+            say(f"  round {turn + 1} of {rounds}, {len(answers)} variants in turns")
             for worker, taken in answers.items():
                 taken.append(worker.step())
     for worker, taken in answers.items():
