@@ -17,6 +17,7 @@ from kappaseg_core.config import DataConfig, build, load_config, override
 from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, settings_help, split_settings
+from pipelines.bench.data_flags import add_data_flags
 from pipelines.import_arguments import add_import, run_import
 from pipelines.scale_config import add_flags, scale_of
 
@@ -196,6 +197,14 @@ def build_parser() -> Parser:
     )
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
+
+    bench = verb(
+        verbs, "bench", run_bench, "data: how fast images are read, decoded, augmented, and whether the device waits",
+        settings="stage2_segmentation.config:Stage2Config",
+    )  # fmt: skip
+    bench.add_argument("what", choices=("data",))
+    bench.add_argument("config", metavar="CONFIG", help="YAML file of stage one or two, or a run directory")
+    add_data_flags(bench)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -398,6 +407,12 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.destination:
         raise UserError("data pack needs the file to write; write kappaseg data pack ROOT FILE.h5")
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
+
+
+def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.data import bench_data
+
+    bench_data(arguments.config, split_settings(rest), arguments)
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:
