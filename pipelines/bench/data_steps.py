@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from kappaseg_core.feeding import one_thread
 from kappaseg_core.handover import collate
 from kappaseg_core.scenes.images import photo
 from kappaseg_core.seeding import seed_of, seeded
@@ -97,14 +97,3 @@ def order(samples: int, seed: int) -> Iterator[tuple[int, int]]:
         for index in torch.randperm(samples, generator=generator).tolist():
             yield index, place
             place += 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a loader worker."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
