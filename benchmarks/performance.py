@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from performance_feeding import feeding
+
 from pipelines.results_doc import Cell, ResultTable, Section, read_results, write_results
 
 HERE = Path(__file__).parent
@@ -60,7 +62,12 @@ def main() -> None:
     comparisons: dict[str, Any] = read_results(HERE / "results" / "cost_in_k.json")["comparisons"]
     write_results(
         DOCUMENT,
-        [introduction(comparisons), aims(comparisons), *(section(name, comparisons[name]) for name in comparisons)],
+        [
+            introduction(comparisons),
+            aims(comparisons),
+            *(section(name, comparisons[name]) for name in comparisons),
+            feeding(),
+        ],
         title="Performance",
     )
 
