@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import performance_feeding
 import performance_gpu
 import performance_in_k
 import performance_matrix
+import performance_plan
 
 from pipelines.results_doc import Section, write_results
 
@@ -40,6 +42,8 @@ PARTS: tuple[Callable[[], Iterable[Section]], ...] = (
     performance_in_k.sections,
     performance_matrix.sections,
     performance_gpu.sections,
+    performance_feeding.sections,
+    performance_plan.sections,
     yours,
 )
 

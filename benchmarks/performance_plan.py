@@ -25,9 +25,10 @@ def sections() -> Iterator[Section]:
         "What kappaseg plan estimates",
         (
             "Largest resident memory of runs of a few steps with an evaluation, in MiB, beside the estimate made "
-            f"before them. The {len(cases)} ratios lie between {ratios[0]:.2f} and {ratios[-1]:.2f}; within a fifth was "
-            f"aimed at. {process} MiB of each are the process before it has a network; the factor on what tensors take and "
-            "the room for libraries (`pipelines/plan/estimate.py`) were set after looking at some of these cases.",
+            f"before them. The {len(cases)} ratios lie between {ratios[0]:.2f} and {ratios[-1]:.2f}; within a fifth "
+            f"was aimed at. {process} MiB of each are the process before it has a network; the factor on what tensors "
+            "take and the room for libraries (`pipelines/plan/estimate.py`) were set after looking at some of these "
+            "cases.",
             f"Machine: {result['machine']['cpu']}, {result['machine']['threads']} thread.",
         ),
         (ResultTable(("run", "estimated", "measured", "estimated / measured"), rows, (COMMAND,), (FILE,)),),

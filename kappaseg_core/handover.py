@@ -5,7 +5,7 @@ Legend: B images, S side of a view, K labels, H W pixels of the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ from kappaseg_core.structures import Batch
 
 RGB = tuple[float, float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
+Lap = Callable[[str], None]  # called with the name of each step of an augmentation that is done, to take its time
+
+
+def no_lap(step: str) -> None:
+    """Nobody takes times."""
 
 
 @dataclass(frozen=True)

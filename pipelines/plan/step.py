@@ -134,7 +134,7 @@ class ImaginedTask(SegmentTask):
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
-        logits = self.model.segment(seen, ranking).float()
+        logits = self.model.segment(seen, ranking).rank_logits.float()
         half = self.loss_stride // 2
         mask = batch.mask[:, half :: self.loss_stride, half :: self.loss_stride]
         target = to_rank_space(mask, ranking, self.num_classes)
@@ -195,8 +195,9 @@ def batch_of(config: Config, classes: int, model: Classifier | SegmentationModel
     images, side = config.loop.batch_size // config.loop.accumulate, side_of(config)
     batch = Batch(("",) * images, image=torch.rand(images, 3, side, side))
     if stores(config):
-        cells = -(-side // model.backbone.stride)
-        batch = Batch(batch.image_id, features=torch.rand(images, model.backbone.channels, cells, cells))
+        shapes = ((shape.channels, -(-side // shape.stride)) for shape in model.backbone.shapes)
+        maps = tuple(torch.rand(images, channels, cells, cells) for channels, cells in shapes)
+        batch = Batch(batch.image_id, features=maps)
     if isinstance(config, Stage1Config):
         return replace(batch, labels=torch.zeros(images, classes))
     return replace(batch, mask=torch.zeros(images, side, side, dtype=torch.int64))
@@ -218,7 +219,8 @@ def stored_bytes(config: Config, model: Classifier | SegmentationModel) -> int:
         return 0
     side, trunk = side_of(config), model.backbone
     pixels = 0 if isinstance(config, Stage1Config) else side**2
-    return 2 * config.loop.cached_views * (trunk.channels * (-(-side // trunk.stride)) ** 2 + pixels)
+    features = sum(shape.channels * (-(-side // shape.stride)) ** 2 for shape in trunk.shapes)
+    return 2 * config.loop.cached_views * (features + pixels)
 
 
 def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, int]) -> None:
@@ -234,7 +236,8 @@ def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, i
     ranks, kept = best(ranks_of(config.source.at_test, config.source.kept(classes, at_test=True), classes)), []
     for start in range(0, windows, WINDOWS_AT_ONCE):
         images = min(WINDOWS_AT_ONCE, windows - start)
-        kept.append(model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images)).float())
+        found = model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images))
+        kept.append(found.rank_logits.float())
     for logits in kept:  # what cells give along one axis, of all windows at once (`Strips`)
         kept = [*kept, torch.empty(len(logits), logits.shape[2], width, logits.shape[1])]
 
