@@ -51,7 +51,7 @@ BATCH = 16  # images that are held while the next are made
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--data", type=Path, help="a folder data set to measure on instead of pictures made here")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)

@@ -72,7 +72,7 @@ def task_of(config: Stage1Config | Stage2Config, class_names: tuple[str, ...]) -
             build_classifier(config.backbone, config.head, num_classes=count, image_size=size), config.loss
         )
     model = build_segmentation(config, count)
-    kappa = config.source.kept(count)
+    kappa = min(config.source.kept(count), count)
     inputs = SourceInputs(kappa=kappa, class_names=class_names, splits={}, cache=Path(config.out) / "labels")
     own = config.source.train in ("joint", "complete", "oracle")
     source = build_source(config.source.train, inputs) if own else AnyLabels(kappa, count)
