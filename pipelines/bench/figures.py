@@ -38,13 +38,17 @@ def cost_figure(title: str, records: Sequence[Record]) -> str:
     ):
         figure = Figure(figsize=(9.2, 0.9 + 3.1 * len(precisions)), layout="constrained", facecolor="white")
         figure.suptitle(title, color=INK, fontsize=12)
-        axes = figure.subplots(len(precisions), 2, squeeze=False)
+        axes = figure.subplots(len(precisions), 2, squeeze=False, sharex=True, sharey="col")
         for precision, (times, memory) in zip(precisions, axes, strict=True):
             lines = {w: [r for r in records if way_of(r) == w and r["precision"] == precision] for w in ways}
             draw(
                 times, f"time of a step, {precision}", time_unit(records), {w: time_points(r) for w, r in lines.items()}
             )
             draw(memory, f"memory of a step, {precision}", "MiB", {w: memory_points(r) for w, r in lines.items()})
+        for one in axes.flat:
+            finish(one, sorted({record["classes"] for record in records}))
+        for one in axes[-1]:
+            one.set_xlabel("K, labels of the vocabulary", color=INK)
         handles, names = axes[0][0].get_legend_handles_labels()
         figure.legend(
             handles, names, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, labelcolor=INK,
@@ -102,16 +106,22 @@ def draw(axes: Axes, title: str, unit: str, lines: Mapping[str, Sequence[Point]]
             [count for count, _ in guessed], [value for _, value in guessed], linestyle="", color=colour,
             marker=marker, markersize=5, markerfacecolor="white",
         )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="K, labels of the vocabulary", ylabel=unit)
+    axes.set(xscale="log", yscale="log", ylabel=unit)
     axes.set_title(title, color=INK, fontsize=10.5)
-    vocabularies = sorted({count for points in lines.values() for count, _, _ in points})
+
+
+def finish(axes: Axes, vocabularies: Sequence[int]) -> None:
+    """Numbers on the axes, over at least a decade, so that what hardly changes looks flat; a quiet grid."""
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
     axes.set_xticks(apart(vocabularies), [f"{count:,}" for count in apart(vocabularies)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.minorticks_off()
     axes.grid(True, color=INK, alpha=0.14, linewidth=0.8)
     axes.tick_params(colors=INK, length=0)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=INK, alpha=0.4)
 

@@ -48,6 +48,8 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
     """The step of a variant: its network, images and rankings on the variant's device, drawn from torch's generator."""
     with torch.device(variant.device):
         model = network(variant)
+        if model.class_tokens:  # these go through the backbone by another way than forward, so that no part ends there
+            mark = untold
         images = torch.randn(variant.images, 3, variant.size, variant.size)
         ranking = complete_ranking(variant.images, variant.classes, variant.device)
         if variant.kappa:
@@ -63,6 +65,10 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
             compute()
 
     return step
+
+
+def untold(part: str) -> None:
+    """A mark that nobody hears."""
 
 
 def autocast(variant: Variant) -> torch.autocast | ExitStack:
@@ -116,8 +122,6 @@ def without_kernel() -> Iterator[None]:
 def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     """Mark the ends of backbone and decoder, and of the ways back to them. The decoder is all that lies between the
     backbone's map and the logits, a label branch included.   alone: whether nothing follows the backbone."""
-    if model.class_tokens:  # whose tokens go through the backbone by another way than forward
-        return
 
     def ended(part: str, behind: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, given: object, out: Tensor) -> None:
