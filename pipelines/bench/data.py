@@ -166,14 +166,15 @@ def advice(record: dict[str, Any]) -> str:
     if enough:
         return f"{waits}; set loop.loader_workers {min(enough)}"
     each = 1 / sum(record["steps"].values())
-    return (
-        f"{waits}; at {plain(each)} images/s a core it takes {math.ceil(needed / each)} cores, this machine has {cores}"
-    )
+    wanted = f"{waits}; an idle core gives {plain(each)}, so that it takes {math.ceil(needed / each)}"
+    return f"{wanted}, and this machine has {cores}" + (", busy with other work" if needed / each <= cores else "")
 
 
 def show(record: dict[str, Any]) -> None:
     data, whole = record["data"], sum(record["steps"].values())
-    title = f"stage {record['stage']}, {data['split']} of {data['kind']} {data['root']}, {record['images']} images"
+    title = (
+        f"stage {record['stage']}, {data['split']} of {data['kind']} {data['root']}: {record['images']} images measured"
+    )
     rows = [
         [name, f"{1000 * seconds:.2f}", f"{100 * seconds / whole:.0f}", plain(1 / max(seconds, 1e-9))]
         for name, seconds in record["steps"].items()

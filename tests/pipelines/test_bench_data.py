@@ -91,7 +91,8 @@ def record(needed: float | None, configured: int = 0) -> dict[str, Any]:
         (None, 2, "gives 110 images/s, enough for a step of 8 images in 73 ms or more"),
         (40.0, 0, "gives 50 images/s, the network takes 40: the device does not wait"),
         (100.0, 0, "the network could take 100: the device waits 50% of the time; set loop.loader_workers 2"),
-        (200.0, 2, "the device waits 45% of the time; at 67 images/s a core it takes 3 cores, this machine has 2"),
+        (200.0, 2, "waits 45% of the time; an idle core gives 67, so that it takes 3, and this machine has 2"),
+        (120.0, 2, "; an idle core gives 67, so that it takes 2, and this machine has 2, busy with other work"),
         (0.25, 0, "the network takes 0.25: the device does not wait"),
     ],
 )  # fmt: skip
