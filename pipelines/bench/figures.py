@@ -113,7 +113,9 @@ def draw(axes: Axes, title: str, unit: str, lines: Mapping[str, Sequence[Point]]
 def finish(axes: Axes, vocabularies: Sequence[int]) -> None:
     """Numbers on the axes, over at least a decade, so that what hardly changes looks flat; a quiet grid."""
     low, high = axes.get_ylim()
-    if high < 10 * low:
+    if low <= 0:  # nothing was measured
+        axes.set_ylim(1, 10)
+    elif high < 10 * low:
         middle = math.sqrt(low * high)
         axes.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
     axes.set_xticks(apart(vocabularies), [f"{count:,}" for count in apart(vocabularies)])
