@@ -23,6 +23,8 @@ VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("encoder", {"heads": 2, "pooled": 2, "attend": "patches"}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "chunk": 2}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
+    ("projected", {"classes": "own", "width": 6, "pooled": 0, "projection": "linear"}),
+    ("projected", {"pooled": 2, "pooling": "max", "attend": "patches"}),
 ]
 
 
