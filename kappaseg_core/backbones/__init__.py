@@ -41,7 +41,8 @@ class Wants:
     """What the network that stands on a backbone needs of it.
 
     maps: how many, each deeper than the one before. 1 = that of `backbone.level`; more = those of as many last stages,
-    or of a plain ViT, those of blocks at equal distances up to the last one (of 12 and 4 maps: 2, 5, 8, 11).
+    or where all have one stride (plain ViT, BEiT), those of blocks at equal distances up to the last one (of 12 and 4
+    maps: 2, 5, 8, 11).
     stages: indices of the stages or blocks instead.
     last_blocks: blocks of a plain ViT that are not run by the backbone (`Backbone.begin`).
     """

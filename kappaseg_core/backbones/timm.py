@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kappaseg_core.backbones import MapShape, Wants
 from kappaseg_core.backbones.plain_vit import Begun, begin, has_plain_blocks
 from kappaseg_core.backbones.positions import Interpolation, Positions
+from kappaseg_core.backbones.relative_positions import has_relative_positions, tables_resized, take_any_size
 from kappaseg_core.backbones.weight_files import Convert, load_weight_file
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
@@ -135,6 +136,8 @@ def build_with(
     elif interpolation is not None or norm_eps is not None:
         name = "norm_eps" if interpolation is None else "position_interpolation"
         raise UserError(f"backbone.options.{name} is for plain ViTs; {config.name} is none, leave it out")
+    elif has_relative_positions(model):
+        take_any_size(model)
     stages = choose(model)
     if config.weights is not None:
         load(model, config, interpolation or "bicubic")
@@ -290,7 +293,10 @@ def to_timm(model: Any, name: str, interpolation: Interpolation = "bicubic") -> 
     rename = getattr(module, "checkpoint_filter_fn", None)
     wishes = {"model": model, "interpolation": interpolation, "antialias": False}
     known = signature(rename).parameters if rename else {}
-    return partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+    convert: Convert = (
+        partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+    )  # fmt: skip
+    return (lambda tensors: convert(tables_resized(tensors, model))) if has_relative_positions(model) else convert
 
 
 def classifiers(model: Any) -> tuple[str, ...]:

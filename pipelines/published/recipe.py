@@ -10,6 +10,9 @@ from pipelines.published.sets import DataSet
 
 Settings = dict[str, Any]
 RANKER = "query2label_swin_l"  # the recipe whose rankings the independent scheme uses
+RELEASED = "as released"
+#: the asymmetric loss of the release
+ASYMMETRIC: Settings = {"gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.05, "focus_gradient": True, "reduction": "mean"}
 NO_CODE = "from the paper's text; no code was released for this scheme"
 
 

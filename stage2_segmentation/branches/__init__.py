@@ -20,11 +20,17 @@ from stage2_segmentation.structures import Seen
 NONE = "none"
 
 
-class TokenHost(Protocol):
+class ClassHost(Protocol):
     """What a branch that shares class embeddings needs of its host."""
 
-    cls_emb: nn.Parameter
-    """[K, D]"""
+    @property
+    def cls_emb(self) -> nn.Parameter:
+        """[K, D]"""
+        ...
+
+
+class TokenHost(ClassHost, Protocol):
+    """The same, of one that also makes patch tokens of the map."""
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D]."""

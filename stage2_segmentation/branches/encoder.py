@@ -93,4 +93,6 @@ class EncoderBranch(nn.Module):
 def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> EncoderBranch:
     """The branch for a host with class embeddings [K, D]."""
     width = class_table(host).shape[1]
+    if not hasattr(host, "read"):
+        raise UserError("labels.head = encoder shares a host's patch tokens, and this host has none; use projected")
     return EncoderBranch(options, num_classes, width)

@@ -26,6 +26,8 @@ VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 2, "shortlist": 3}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "shortlist": 3, "shortlist_by": "lse"}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
+    ("projected", {"classes": "own", "width": 6, "pooled": 0, "projection": "linear"}),
+    ("projected", {"pooled": 2, "pooling": "max", "attend": "patches"}),
 ]
 
 
