@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import performance_in_k
+import performance_plan
 
 from pipelines.results_doc import Section, write_results
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
-PARTS: tuple[Callable[[], Iterable[Section]], ...] = (performance_in_k.sections,)
+PARTS: tuple[Callable[[], Iterable[Section]], ...] = (performance_in_k.sections, performance_plan.sections)
 
 
 def main() -> None:
