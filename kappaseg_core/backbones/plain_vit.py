@@ -62,10 +62,9 @@ def has_plain_blocks(model: nn.Module) -> bool:
     return isinstance(model, VisionTransformer | Eva)
 
 
-def begin(model: Any, images: Tensor, left: int) -> Begun:
-    """Images, their sides multiples of the patches, through all blocks but the last `left`."""
-    patches = model.patch_embed(images)
-    grid = (patches.shape[1], patches.shape[2])
+def begin(model: Any, images: Tensor, left: int, *, stride: int) -> Begun:
+    """Images, their sides multiples of the patches' stride, through all blocks but the last `left`."""
+    patches, grid = model.patch_embed(images), (images.shape[-2] // stride, images.shape[-1] // stride)
     if isinstance(model, Eva):
         tokens, rotations = model._pos_embed(patches)
     else:

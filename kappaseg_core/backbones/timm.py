@@ -83,7 +83,7 @@ class TimmNetwork(nn.Module):
 
     def begin(self, images: Tensor, last_blocks: int) -> Begun:
         """All blocks of a plain ViT but the last ones, on images (sides multiples of `unit`)."""
-        return begin(self.model, images, last_blocks)
+        return begin(self.model, images, last_blocks, stride=self.strides[0])
 
     def with_tokens(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N, D] join those of the images (sides multiples of `unit`) before the last block.
@@ -240,7 +240,8 @@ def wanted_stages(model: Any, config: BackboneConfig, wants: Wants) -> tuple[int
     """Indices of several maps, in ascending order. Raises UserError where they are not there."""
     if config.level:
         raise UserError(f"backbone.level = {config.level}, but this host takes several maps; set level 0")
-    there = len(model.feature_info) if hasattr(model, "forward_intermediates") else 1
+    strides = [info["reduction"] for info in model.feature_info]
+    there = len(strides) if hasattr(model, "forward_intermediates") else 1
     if wants.stages is not None:
         if not 0 <= min(wants.stages) <= max(wants.stages) < there or list(wants.stages) != sorted(set(wants.stages)):
             raise UserError(
@@ -250,7 +251,7 @@ def wanted_stages(model: Any, config: BackboneConfig, wants: Wants) -> tuple[int
         return wants.stages
     if there < wants.maps:
         raise UserError(f"this host takes {wants.maps} maps, but {config.name} has {there}; use another backbone")
-    if len({int(info["reduction"]) for info in model.feature_info}) == 1:  # blocks, not stages
+    if len(set(strides)) == 1:  # blocks, no stages
         return tuple((number + 1) * there // wants.maps - 1 for number in range(wants.maps))
     return tuple(range(there - wants.maps, there))
 

@@ -63,17 +63,21 @@ def less(ours: float, theirs: float | None) -> float | None:
 
 
 def row_names(only: str = "") -> list[str]:
-    """Names of the networks of which something was published and that hold this word.
+    """Names of the networks of which something was published, and of our own ones, that hold this word.
 
     Raises UserError where there is none.
     """
-    own = [name for name, recipe in RECIPES.items() if recipe.published is not NOTHING and recipe.counted == name]
-    found = [name for name in (*own, *ALONE) if only in name]
+    whole = [name for name, recipe in RECIPES.items() if is_shown(recipe)]
+    found = [name for name in (*whole, *ALONE) if only in name]
     if not found:
         raise UserError(
             f"--only {only}: no published configuration has this in its name; give coco_lvis, vit_l or joint"
         )
     return found
+
+
+def is_shown(recipe: Recipe) -> bool:
+    return (recipe.own or recipe.published is not NOTHING) and recipe.counted == recipe.name
 
 
 def rows(names: list[str]) -> Iterator[Row]:

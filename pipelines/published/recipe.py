@@ -23,6 +23,7 @@ class Recipe:
     settings: what stands in the file, nested plain values.   origin: where they are from.   notes: for its header.
     backbone: its short name, vit_b, and weights: timm's name of its published weights; None for a step without one.
     network: stem of the recipe of this set whose cost is that of this one; its own stem for a network of its own.
+    own: the network is ours, and its cost is shown beside those of which a number was published.
     """
 
     data: DataSet
@@ -35,6 +36,7 @@ class Recipe:
     backbone: str | None = None
     weights: str | None = None
     network: str = ""
+    own: bool = False
 
     @property
     def name(self) -> str:

@@ -125,6 +125,15 @@ def test_every_network_of_which_a_number_is_published_is_shown_and_no_other() ->
     assert "coco_stuff10k/segmenter_vit_b_oracle" not in names  # the network of the baseline
 
 
+def test_the_encoder_only_host_costs_less_than_the_segmenter_of_the_same_size(costs: list[dict[str, Any]]) -> None:
+    """At 512 pixels; where nothing is ranked, all labels go through the last blocks."""
+    for scheme, least in (("joint", 0.13), ("baseline", 0.10)):
+        ours, theirs = (named(costs, f"coco_stuff10k/{host}_vit_b_{scheme}") for host in ("encoder_only", "segmenter"))
+        assert ours["image_size"] == theirs["image_size"] == 512
+        assert ours["macs"] < (1 - least) * theirs["macs"]
+    assert {"ade20k/encoder_only_vit_l_joint", "ade20k_full/encoder_only_vit_b_independent"} <= set(row_names())
+
+
 def test_differences_are_of_numbers_as_printed() -> None:
     plain = Row("a", "b", 3, 2, 32, Cost(114_265_103, 5, 78_686_665_728), Published("here", 114.27, 78.71)).plain()
     assert (plain["difference_parameters_millions"], plain["difference_gmacs"]) == (0.0, -0.02)

@@ -55,7 +55,8 @@ NETWORKS: dict[str, dict[str, object]] = {
 def marked(recipe: Recipe) -> Any:
     """What differs from another recipe in sizes alone, which are reduced here, is slow."""
     of_another_set = "segmenter" not in recipe.stem and recipe.data is not COCO_STUFF10K
-    slow = "vit_l" in recipe.stem or recipe.stem.endswith("80k") or (of_another_set and recipe.verb != "run-stage1")
+    long = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
+    slow = long or (of_another_set and recipe.verb != "run-stage1")
     return pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if slow else ())
 
 
@@ -66,6 +67,8 @@ STAGE2 = [marked(recipe) for recipe in RECIPES.values() if recipe.verb in ("run-
 def read(kind: Any, recipe: Recipe, data: Path, out: Path, **more: object) -> Any:
     """The committed settings, reduced."""
     given = {**(SHORT | SMALL[kind] if kind in SMALL else {}), "data.root": data, "out": out, **more}
+    if recipe.own:
+        given |= {"host.options.blocks": 1, "loop.precision": "fp32"}
     return load_config(kind, ROOT / recipe.path, [(name, str(value)) for name, value in given.items()])
 
 
