@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kappaseg_core.backbones import Backbone, Wants
 from kappaseg_core.config import fingerprint, to_plain
-from kappaseg_core.feeding import Examples
+from kappaseg_core.feeding import Examples, one_thread
 from kappaseg_core.files import file_sha256, new_folder, write_text
 from kappaseg_core.handover import collate
 from kappaseg_core.placement import Placement
@@ -43,6 +43,10 @@ class ViewBank:
         files = [folder / "features.npy", *sorted(folder.glob("features-*.npy"))]
         self.features = [np.load(file, mmap_mode="r") for file in files]
         self.targets = np.load(folder / "targets.npy", mmap_mode="r")
+
+    def __reduce__(self) -> tuple[type[ViewBank], tuple[Path, tuple[str, ...]]]:
+        """Opened anew by a loader worker that is not forked, not copied into its memory."""
+        return ViewBank, (self.folder, self.image_ids)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -101,7 +105,8 @@ def fill(folder: Path, key: Mapping[str, Any], examples: Examples, backbone: Bac
     with new_folder(folder) as temporary, Meter("feature bank", len(rows), unit="view") as meter:
         for start in range(0, len(rows), GROUP):
             group = rows[start : start + GROUP]
-            made = [examples.make(index, seed_of(seed, "view", index, view)) for index, view in group]
+            with one_thread():
+                made = [examples.make(index, seed_of(seed, "view", index, view)) for index, view in group]
             with torch.inference_mode(), here.autocast():
                 images = collate(made, target=key["target"]).batch(here.device).image
                 assert images is not None
