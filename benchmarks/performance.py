@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import performance_heads
 import performance_in_k
 
 from pipelines.results_doc import Section, write_results
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
-PARTS: tuple[Callable[[], Iterable[Section]], ...] = (performance_in_k.sections,)
+PARTS: tuple[Callable[[], Iterable[Section]], ...] = (performance_in_k.sections, performance_heads.sections)
 
 
 def main() -> None:
