@@ -78,7 +78,8 @@ def price_of_negatives(kept: Mapping[tuple[int, str], Sequence[Mapping[str, Any]
                 for figure in ("recall", "seconds_per_step")
             )
             said.append(
-                f"at K = {classes:,} {100 * (lost[0] - lost[1]):.1f} points, a step being {time[0] / time[1]:.0f} times as fast"
+                f"at K = {classes:,} {100 * (lost[0] - lost[1]):.1f} points, "
+                f"a step being {time[0] / time[1]:.0f} times as fast"
             )
     return f"At equal steps, sampled negatives lose {'; '.join(said)}."
 
