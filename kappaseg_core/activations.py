@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.cost import Sizes
+from kappaseg_core.products import torch_alone
 
 
 def bytes_kept(module: nn.Module, run: Callable[[], Any]) -> int:
@@ -20,7 +21,12 @@ def bytes_kept(module: nn.Module, run: Callable[[], Any]) -> int:
     "meta" nothing is computed.
     """
     kept = Kept(module)
-    with torch.enable_grad(), kept, torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor):
+    with (
+        torch_alone(),
+        torch.enable_grad(),
+        kept,
+        torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor),
+    ):
         run()
     return kept.bytes
 

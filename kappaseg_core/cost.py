@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kappaseg_core.backbones import Backbone
 from kappaseg_core.label_heads.attention import Attention
+from kappaseg_core.products import torch_alone
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def count(module: nn.Module, run: Callable[[], Any]) -> Cost:
     it is the same rule, with every module of the backbone whose class is named ...Attention unseen.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    with torch.no_grad(), countable(module), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch_alone(), countable(module), FlopCounterMode(display=False) as counter:
         unseen = Unseen(module, counter)
         with unseen, unseen.hooks():
             run()

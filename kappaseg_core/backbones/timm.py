@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kappaseg_core.backbones import MapShape, Wants
+from kappaseg_core.backbones.on_cpu import use_faster_modules
 from kappaseg_core.backbones.plain_vit import Begun, begin, has_plain_blocks
 from kappaseg_core.backbones.positions import Interpolation, Positions
 from kappaseg_core.backbones.relative_positions import has_relative_positions, tables_resized, take_any_size
@@ -143,6 +144,7 @@ def build_with(
         load(model, config, interpolation or "bicubic")
     if stages is not None:
         model.prune_intermediate_layers(list(stages), prune_norm=False, prune_head=True)
+    use_faster_modules(model)
     network = TimmNetwork(model, stages)
     measure(network, config.name)
     if config.checkpointing:

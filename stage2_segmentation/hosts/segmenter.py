@@ -16,6 +16,7 @@ from kappaseg_core.backbones import MapShape
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.precision import full_precision
+from kappaseg_core.products import Linear
 from kappaseg_core.rank_scale import Kind, RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
@@ -66,7 +67,7 @@ class Segmenter(nn.Module):
         if width % heads:
             raise UserError(f"host.options.width = {width}, wanted a multiple of its {heads} heads")
         ffn = options.ffn or 4 * width
-        self.proj_dec = nn.Linear(shape.channels, width)
+        self.proj_dec = Linear(shape.channels, width)
         self.cls_emb = nn.Parameter(torch.empty(num_classes, width))
         self.blocks = nn.ModuleList(
             Block(width, heads, ffn, options.dropout, options.attention_dropout) for _ in range(options.depth)

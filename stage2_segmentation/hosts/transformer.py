@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from kappaseg_core.attention import attention, packed_attention
+from kappaseg_core.products import Linear, gelu_linear, linear
 
 
 class Block(nn.Module):
@@ -37,28 +39,33 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float | None) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout if attention_dropout is None else attention_dropout
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.proj = Linear(width, 3 * width), Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, attend: Tensor | None) -> Tensor:
-        queries, keys, values = self.split(self.qkv(tokens), 3)
-        return self.found(queries, keys, values, None if attend is None else attend[:, None, None, :])
+        packed = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
+        mask = None if attend is None else attend[:, None, None, :]
+        return self.found(packed_attention(packed, mask, dropout=self.dropped))
 
     def across(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Queries from tokens [B, N, D]; keys and values from seen [B, T, D] → [B, N, D]."""
         width = tokens.shape[2]
         weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
-        (queries,) = self.split(F.linear(tokens, weights[0], biases[0]), 1)
-        keys, values = self.split(F.linear(seen, weights[1], biases[1]), 2)
-        return self.found(queries, keys, values, None)
+        (queries,) = self.split(linear(tokens, weights[0], biases[0]), 1)
+        keys, values = self.split(linear(seen, weights[1], biases[1]), 2)
+        return self.found(attention(queries, keys, values, dropout=self.dropped))
 
     def split(self, packed: Tensor, parts: int) -> Tensor:
         """[B, N, parts · D] → [parts, B, heads, N, D / heads]."""
         return packed.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def found(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+    @property
+    def dropped(self) -> float:
+        """Share of the attention weights."""
+        return self.dropout if self.training else 0.0
+
+    def found(self, found: Tensor) -> Tensor:
+        """What each head found, [B, heads, N, D / heads] → [B, N, D]."""
         out: Tensor = self.drop(self.proj(found.transpose(1, 2).flatten(2)))
         return out
 
@@ -66,9 +73,10 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(tokens)))))
+        dropout = self.drop.p if self.training else 0.0
+        out: Tensor = self.drop(gelu_linear(self.fc1(tokens), self.fc2.weight, self.fc2.bias, dropout=dropout))
         return out
