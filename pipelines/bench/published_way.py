@@ -1,7 +1,7 @@
 """Segmenter and RankSeg the way the published code computes them, to compare with.
 
 The same networks and weights; different are attention (all weights of it held at once, dropout on them while training),
-the loss (K channels at full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into K channels).
+products (torch's own choice of a library, and all activations kept; see kappaseg_core.products), the loss (K channels at full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into K channels).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kappaseg_core.products import torch_alone
 from stage2_segmentation.structures import Prediction
 
 NOT_KEPT = -100.0  # what stands in the channels of labels that were not kept
@@ -21,11 +22,12 @@ NOT_KEPT = -100.0  # what stands in the channels of labels that were not kept
 
 @contextmanager
 def attention_in_steps() -> Iterator[None]:
-    """softmax(q kᵀ / √d) v as three operations, everywhere, for the time of the block."""
+    """softmax(q kᵀ / √d) v as three operations, everywhere, for the time of the block, and products by torch itself."""
     fused = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
-        yield
+        with torch_alone():
+            yield
     finally:
         F.scaled_dot_product_attention = fused
 

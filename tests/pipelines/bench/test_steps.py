@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kappaseg_core.config import BackboneConfig
+from kappaseg_core.products import is_ours
 from kappaseg_core.ranking import complete_ranking, to_rank_space, top_kappa
 from pipelines.bench import steps
 from pipelines.bench.published_way import (
@@ -169,3 +170,11 @@ def test_the_labels_in_the_masks_are_kept_ones() -> None:
     assert mask.shape == (2, 16, 24)
     assert all(set(one.unique().tolist()) <= set(row.tolist()) for one, row in zip(mask, ranking.labels, strict=True))
     assert steps.regions(torch.empty(1, 3, 8, 8), complete_ranking(1, 2)).unique().tolist() == [0, 1]
+
+
+def test_the_published_way_leaves_products_and_attention_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kappaseg_core.products.mkl_is_slow", lambda: True)
+    asked = torch.ones(1, 3, 700, 64)
+    with attention_in_steps():
+        assert not is_ours(asked)
+    assert is_ours(asked)
