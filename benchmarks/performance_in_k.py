@@ -68,12 +68,12 @@ def introduction(comparisons: Mapping[str, Any]) -> Section:
             "Segmenter with random weights on images of 512 x 512. *Published* is the network with all K labels as "
             "the published code computes it: attention with all of its weights held, K maps at full resolution, then "
             "cross-entropy or arg-max (`pipelines/bench/published_way.py`); in inference also RankSeg's published way, "
-            "which writes κ maps into K channels. *Plain* has kept labels, attention and products as ours, and upsamples "
-            "all ranks at once. *Ours* is what this project runs: loss and label map strip by strip "
+            "which writes κ maps into K channels. *Plain* has kept labels, attention and products as ours, and "
+            "upsamples all ranks at once. *Ours* is what this project runs: loss and label map strip by strip "
             "(`stage2_segmentation/pixels.py`), attention in blocks that stay in the cache and, on this processor, "
             "products in fp32 by the faster of torch's two libraries (`kappaseg_core/attention.py`, `products.py`). So "
-            "is the backbone alone, which makes a harder measure of it than torch's own. A step of training is on two images of ViT-T or one of ViT-B, "
-            "inference of one.",
+            "is the backbone alone, which makes a harder measure of it than torch's own. A step of training is on two "
+            "images of ViT-T or one of ViT-B, inference of one.",
             "Variants run in processes of their own, in turns (A B C A B C); times are processor time over all "
             "threads, medians; memory is what a step needs beyond weights, gradients and momentum. "
             f"Machine: {'; '.join(machines)}.",

@@ -1,7 +1,7 @@
 """Segmenter and RankSeg the way the published code computes them, to compare with.
 
 The same networks and weights; different are attention (all weights of it held at once, dropout on them while training),
-products (torch's own choice of a library, and all activations kept; see kappaseg_core.products), the loss (K channels at
+products (torch's own choice of a library, all activations kept; see kappaseg_core.products), the loss (K channels at
 full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into K channels).
 """
 
