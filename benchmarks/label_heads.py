@@ -4,9 +4,9 @@
 
 One image, the map of a ViT-B/16 at 512 pixels (768 channels, 32 × 32 cells), random weights; the branch alone, without
 backbone and mask transformer, and without reading the whole map into patch tokens, which the mask transformer does in
-any case. Each figure is from a process of its own. "training" is a forward and a backward pass, dropout included;
-seconds are processor time; memory is what the process needs beyond its libraries, weights included. What does not fit
-into the memory limit is null. The result is benchmarks/results/label_heads.json.
+any case. Each figure is from a process of its own. "training" is a forward and a backward pass, dropout included, with
+the ranking that selection needs; seconds are processor time; memory is what the process needs beyond its libraries,
+weights included. What does not fit into the memory limit is null. The result is benchmarks/results/label_heads.json.
 """
 
 from __future__ import annotations
@@ -30,22 +30,26 @@ from kappaseg_core.backbones import MapShape
 from kappaseg_core.cost import count
 from kappaseg_core.progress import memory_mib
 from pipelines.benchmark.inference_memory import apart
-from stage2_segmentation.branches import build_branch
+from stage2_segmentation.branches import Seen, build_branch
 from stage2_segmentation.hosts import build_host
 
 RESULTS = Path(__file__).parent / "results" / "label_heads.json"
 CHANNELS, SIDE = 768, 32
-VOCABULARIES = (150, 600, 2000, 10_000)
-ENOUGH_SECONDS, MOST_RUNS = 3.0, 20
+VOCABULARIES = (171, 1284, 10_000, 21_841)
+PRESENT, NEGATIVES, SHORTLIST = 8, 512, 300
+ENOUGH_SECONDS, MOST_RUNS = 1.0, 20
 
-#: name → branch and options; the others of its options are the published ones
-HEADS: dict[str, tuple[str, dict[str, Any]]] = {
-    "encoder": ("encoder", {}),
-    "encoder, all cells": ("encoder", {"pooled": 0}),
-    "encoder, patches alone": ("encoder", {"attend": "patches"}),
-    "decoder": ("decoder", {}),
-    "decoder, 500 labels at a time": ("decoder", {"chunk": 500}),
-    "pooled": ("pooled", {}),
+#: name → branch, options (the others are the published ones), and how many negatives it is trained on
+HEADS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "encoder": ("encoder", {}, None),
+    "encoder, patches alone": ("encoder", {"attend": "patches"}, None),
+    "decoder": ("decoder", {}, None),
+    "decoder, 500 labels at a time": ("decoder", {"chunk": 500}, None),
+    f"decoder, {NEGATIVES} negatives": ("decoder", {}, NEGATIVES),
+    f"decoder, short-list of {SHORTLIST}": ("decoder", {"shortlist": SHORTLIST}, None),
+    f"decoder, {NEGATIVES} negatives, short-list of {SHORTLIST}": ("decoder", {"shortlist": SHORTLIST}, NEGATIVES),
+    "group, 100 queries": ("group", {}, None),
+    "pooled": ("pooled", {}, None),
 }
 
 
@@ -65,9 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def label_head_costs(vocabularies: Sequence[int], limit_gib: float) -> list[dict[str, Any]]:
     """One record for each branch and number of labels."""
     records = []
-    for name, (kind, options) in HEADS.items():
+    for name, (kind, options, negatives) in HEADS.items():
         for classes in vocabularies:
-            parts = [apart(within, limit_gib, part, kind, options, classes) for part in (counted, used, trained)]
+            if max(options.get("shortlist", 0), negatives or 0) >= classes:
+                continue  # which is all labels
+            parts = [apart(within, limit_gib, part, kind, options, classes) for part in (counted, used)]
+            parts.append(apart(within, limit_gib, trained, kind, options, classes, negatives))
             record = {"head": name, "classes": classes}
             for names, values in zip((COUNTED, USED, TRAINED), parts, strict=True):
                 record |= dict.fromkeys(names) if values is None else dict(zip(names, values, strict=True))
@@ -93,15 +100,18 @@ def used(kind: str, options: dict[str, Any], classes: int) -> tuple[float, float
         return processor_seconds(run), memory_mib() - idle
 
 
-def trained(kind: str, options: dict[str, Any], classes: int) -> tuple[float, float]:
+def trained(kind: str, options: dict[str, Any], classes: int, negatives: int | None) -> tuple[float, float]:
     idle = memory_mib()
     _, branch, run = built(kind, options, classes)
     branch.train()
+    sampled = () if negatives is None else (torch.randperm(classes)[: PRESENT + negatives].sort().values,)
 
     def step() -> None:
         branch.zero_grad()
-        logits = run()
-        F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)).backward()
+        seen = run(*sampled)
+        learnt = [seen.label_logits if seen.learnt_logits is None else seen.learnt_logits]
+        learnt += [logits for _, logits in seen.supervised]
+        sum(F.binary_cross_entropy_with_logits(each, torch.zeros_like(each)) for each in learnt).backward()
 
     return processor_seconds(step), memory_mib() - idle
 
@@ -121,8 +131,8 @@ def within(limit_gib: float, measure: Callable[..., tuple[float, float]], *argum
         return None
 
 
-def built(kind: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, nn.Module, Callable[[], Tensor]]:
-    """A host and its branch with random weights, and the branch's label logits for one image."""
+def built(kind: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, nn.Module, Callable[..., Seen]]:
+    """A host and its branch with random weights, and what the branch makes of one image, perhaps of some labels."""
     torch.manual_seed(0)
     host = build_host(
         "segmenter", num_classes=classes, maps=[MapShape(CHANNELS, 16)], kappa=1,
@@ -135,9 +145,9 @@ def built(kind: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, 
     with torch.no_grad():
         known = Known(host, features)
 
-    def run() -> Tensor:
-        logits: Tensor = branch(known, features, None).label_logits
-        return logits
+    def run(*labels: Tensor) -> Seen:
+        seen: Seen = branch(known, features, None, *labels)
+        return seen
 
     return host, branch, run
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import performance_feeding
 import performance_gpu
+import performance_heads
 import performance_in_k
 import performance_matrix
 import performance_plan
@@ -41,6 +42,7 @@ def yours() -> Iterator[Section]:
 PARTS: tuple[Callable[[], Iterable[Section]], ...] = (
     performance_in_k.sections,
     performance_matrix.sections,
+    performance_heads.sections,
     performance_gpu.sections,
     performance_feeding.sections,
     performance_plan.sections,

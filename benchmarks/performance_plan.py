@@ -21,15 +21,12 @@ def sections() -> Iterator[Section]:
     )  # fmt: skip
     ratios = sorted(case["estimated_mib"] / case["measured_mib"] for case in cases.values())
     process = round(sum(case["process_mib"] for case in cases.values()) / len(cases))
-    yield Section(
-        "What kappaseg plan estimates",
-        (
-            "Largest resident memory of runs of a few steps with an evaluation, in MiB, beside the estimate made "
-            f"before them. The {len(cases)} ratios lie between {ratios[0]:.2f} and {ratios[-1]:.2f}; within a fifth "
-            f"was aimed at. {process} MiB of each are the process before it has a network; the factor on what tensors "
-            "take and the room for libraries (`pipelines/plan/estimate.py`) were set after looking at some of these "
-            "cases.",
-            f"Machine: {result['machine']['cpu']}, {result['machine']['threads']} thread.",
-        ),
-        (ResultTable(("run", "estimated", "measured", "estimated / measured"), rows, (COMMAND,), (FILE,)),),
-    )  # fmt: skip
+    said = (
+        "Largest resident memory of runs of a few steps with an evaluation, in MiB, beside the estimate made before "
+        f"them. The {len(cases)} ratios lie between {ratios[0]:.2f} and {ratios[-1]:.2f}; within a fifth was aimed at. "
+        f"{process} MiB of each are the process before it has a network. The factor on what tensors take and the room "
+        "for libraries (`pipelines/plan/estimate.py`) were set after a look at some of these cases."
+    )
+    where = f"Machine: {result['machine']['cpu']}, {result['machine']['threads']} thread."
+    table = ResultTable(("run", "estimated", "measured", "estimated / measured"), rows, (COMMAND,), (FILE,))
+    yield Section("What kappaseg plan estimates", (said, where), (table,))

@@ -134,7 +134,6 @@ def main() -> None:
             *map(side_by_side, benchmarks),
             *sizes,
             *chain_of_commands(),
-            label_heads(),
             published(),
             service(),
             kills(),
@@ -364,26 +363,6 @@ def time_spent(chains: Sequence[Mapping[str, Any]]) -> str:
         f"Training among the kept labels took {cache / complete:.2f} times the processor time of training among all; "
         f"with the training of the ranker counted in, {(cache + ranker) / complete:.2f} times."
     )
-
-
-def label_heads() -> Section:
-    """What a label branch costs against K."""
-    found = read("label_heads")
-    rows = tuple(
-        (row["head"], f"{row['classes']:,}", row["macs"] / 1e9, 1e3 * row["seconds"], row["memory_mib"],
-         *((1e3 * row["training_seconds"], row["training_memory_mib"]) if row["training_seconds"] else ("–", "–")))
-        for row in found["heads"]
-    )  # fmt: skip
-    columns = ("label branch", "K", "MACs, G", "ms", "MiB", "training step, ms", "MiB")
-    note = f"–: does not fit into {found['limit_gib']:g} GiB. Milliseconds are processor time of one image on one core."
-    file = "benchmarks/results/label_heads.json"
-    table = ResultTable(columns, rows, (f"OMP_NUM_THREADS=1 {found['command']}",), (file,), note)
-    about = (
-        "The branch alone, on the map of a ViT-B/16 at 512 pixels. The published encoder layer lets all K class tokens "
-        "attend to each other, which is quadratic in K; with `attend: patches` the same parameters are linear in K, as "
-        "the other two are."
-    )
-    return Section("Label branches as the vocabulary grows", (about,), (table,))
 
 
 def published() -> Section:

@@ -36,8 +36,11 @@ class Grid:
         self.cells = height // self.patch[0], width // self.patch[1]
 
     def pairs(self, device: torch.device) -> Tensor:
+        if device.type == "meta" or torch.compiler.is_compiling():
+            return gen_relative_position_index(self.cells, device=device)
         if self.known is None or self.known[:2] != (self.cells, device):
-            self.known = (self.cells, device, gen_relative_position_index(self.cells, device=device))
+            with torch.inference_mode(False):  # what an evaluation keeps is used in training
+                self.known = (self.cells, device, gen_relative_position_index(self.cells, device=device))
         return self.known[2]
 
 

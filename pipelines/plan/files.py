@@ -41,9 +41,7 @@ class Planned:
 def write_plan(
     folder: Path, parts: list[Planned], start: Start, data: DataConfig, found: Fingerprint, machine: Machine
 ) -> None:
-    """fingerprint.json, and a YAML file of each part and of the ranking between the stages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found.write(folder)
+    """A YAML file of each part and of the ranking between the stages."""
     for planned in parts:
         part = planned.choice.part
         lines = [*header(folder, planned, start, found, machine), *body(settings_of(planned.choice, data, folder),

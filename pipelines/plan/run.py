@@ -43,6 +43,8 @@ def plan(data: DataConfig, wishes: Wishes) -> None:
     """Read the masks, choose, and write the files. Raises UserError."""
     check(wishes)
     found = fingerprint_of(data, wishes.out, wishes.images)
+    wishes.out.mkdir(parents=True, exist_ok=True)
+    found.write(wishes.out)  # at once: masks are read for long, and what follows may be refused
     found.show(f"{data.kind} {data.root}")
     here = machine(wishes.device, wishes.memory)
     begin = start(found, gpu=here.gpu, backbone=wishes.backbone, weights=wishes.weights)

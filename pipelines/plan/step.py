@@ -238,8 +238,8 @@ def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, i
         images = min(WINDOWS_AT_ONCE, windows - start)
         found = model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images))
         kept.append(found.rank_logits.float())
-    for logits in kept:  # what cells give along one axis, of all windows at once (`Strips`)
-        kept = [*kept, torch.empty(len(logits), logits.shape[2], width, logits.shape[1])]
+    # what cells give along one axis, of all windows at once (`Strips`)
+    kept += [torch.empty(len(logits), logits.shape[2], width, logits.shape[1]) for logits in kept]
 
 
 def view_of(config: Stage2Config, image: tuple[int, int]) -> tuple[int, int]:

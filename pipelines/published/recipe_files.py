@@ -78,7 +78,7 @@ def with_ranker(recipe: Recipe) -> list[Recipe]:
 
 def import_of(recipe: Recipe) -> str:
     """The command that makes the weight file of its backbone."""
-    if "augreg" in (recipe.weights or ""):
+    if "augreg" in (recipe.weights or "") and not recipe.own:
         return f"kappaseg import-weights augreg DOWNLOADED.npz {recipe.backbone}.safetensors"
     name = recipe.settings["backbone"]["name"]
     return f"kappaseg import-weights timm DOWNLOADED.safetensors {recipe.backbone}.safetensors --backbone.name {name}"

@@ -99,3 +99,12 @@ def test_images_of_other_sizes_use_tables_of_their_own(size: tuple[int, int]) ->
             if "relative" in name:
                 parameter.zero_()
     assert not torch.allclose(backbone(images), before, atol=1e-3)
+
+
+def test_a_beit_learns_after_it_was_used_at_the_same_size() -> None:
+    backbone = build_backbone(BackboneConfig(name=NAME, options=TINY, frozen=False))
+    images = torch.randn(1, 3, 48, 80)
+    with torch.inference_mode():
+        backbone(images)
+    backbone(images).square().sum().backward()
+    assert all(p.grad is not None for name, p in backbone.named_parameters() if "relative" in name)

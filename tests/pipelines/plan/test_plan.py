@@ -21,7 +21,7 @@ from stage2_segmentation.config import Stage2Config, joint_config
 def a_known_machine(monkeypatch: pytest.MonkeyPatch, made_up_memory: object) -> None:
     """No process is started to be measured, no time is spent on products, and choices stand on made-up memory."""
     monkeypatch.setattr("pipelines.plan.machine.base_mib", lambda: 700)
-    monkeypatch.setattr("pipelines.plan.machine.rate", lambda device, precision: 0.1)
+    monkeypatch.setattr("pipelines.plan.machine.rates", lambda device: {"fp32": 0.1, "bf16": 0.1})
 
 
 @pytest.fixture

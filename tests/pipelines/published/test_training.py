@@ -55,8 +55,8 @@ NETWORKS: dict[str, dict[str, object]] = {
 def marked(recipe: Recipe) -> Any:
     """What differs from another recipe in sizes alone, which are reduced here, is slow."""
     of_another_set = "segmenter" not in recipe.stem and recipe.data is not COCO_STUFF10K
-    slow = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
-    slow = slow or (of_another_set and recipe.verb != "run-stage1")
+    long = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
+    slow = long or (of_another_set and recipe.verb != "run-stage1")
     return pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if slow else ())
 
 
