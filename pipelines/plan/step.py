@@ -17,7 +17,7 @@ from kappaseg_core.config import LoopConfig, OptimConfig
 from kappaseg_core.label_sample import LabelSample
 from kappaseg_core.live_memory import LiveMemory, imagined
 from kappaseg_core.optim import build_optimizer
-from kappaseg_core.ranking import OwnRanking, Ranking, to_rank_space
+from kappaseg_core.ranking import OwnRanking, Ranking
 from kappaseg_core.structures import Batch
 from kappaseg_core.views import GROUP
 from pipelines.plan.fingerprint import Fingerprint
@@ -26,10 +26,8 @@ from stage1_multilabel.config import Stage1Config
 from stage1_multilabel.scoring import BATCH
 from stage1_multilabel.task import MultiLabelTask
 from stage2_segmentation.augment import scaled_size
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.inference import WINDOWS_AT_ONCE, corners
-from stage2_segmentation.losses import UpsampledCrossEntropy
 from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
 from stage2_segmentation.pixels import Axis, axis_weights
 from stage2_segmentation.sources import ranks_of
@@ -60,7 +58,7 @@ def held(config: Config, data: Fingerprint, *, gpu: bool) -> Held:
     """
     classes, image = data.classes, data.median_size
     task = empty_task(config, classes)
-    with imagined(fused=gpu), samples_of(data), LiveMemory() as live:
+    with imagined(fused=gpu), samples_of(data), cells_as_numbers(), LiveMemory() as live:
         task.to_empty(device="cpu")
         live.add([*task.parameters(), *task.buffers()])
         trainer = Training(task, config.optim, config.loop, gpu=gpu)
@@ -97,18 +95,17 @@ def without_numbers(config: Config) -> Config:
 def empty_task(config: Config, classes: int) -> Task:
     """What is trained, on the device "meta". Raises UserError for a network that there is not."""
     with torch.device("meta"):
-        return task_of(without_numbers(config), classes, ImaginedTask)
+        return task_of(without_numbers(config), classes)
 
 
-def task_of(config: Config, classes: int, segment: type[SegmentTask] = SegmentTask) -> Task:
-    """segment: a class of its own for segmentation without numbers."""
+def task_of(config: Config, classes: int) -> Task:
     if isinstance(config, Stage1Config):
         size = config.augment.image_size
         return MultiLabelTask(
             build_classifier(config.backbone, config.head, num_classes=classes, image_size=size), config.loss
         )  # fmt: skip
     ranks = scale_length(config, classes)
-    return segment(
+    return SegmentTask(
         build_segmentation(config, classes), Given(ranks, joint=config.source.train == "joint"), classes,
         missed=config.source, labels=config.labels, loss_stride=config.loss.stride,
     )  # fmt: skip
@@ -128,27 +125,21 @@ class Given:
         return OwnRanking(self.kappa) if self.joint else best(self.kappa)(len(image_ids))
 
 
-class ImaginedTask(SegmentTask):
-    """Segmentation whose loss is told how cells become pixels: the weights of that are numbers."""
+@contextmanager
+def cells_as_numbers() -> Iterator[None]:
+    """Inside, the loss may ask which cells a pixel sees (`Axis`), which is computed, while all else has no numbers."""
+    axis = Axis.of
 
-    def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.mask is not None
-        ranking = self.ranking_for(seen, batch)
-        logits = self.model.segment(seen, ranking).float()
-        half = self.loss_stride // 2
-        mask = batch.mask[:, half :: self.loss_stride, half :: self.loss_stride]
-        target = to_rank_space(mask, ranking, self.num_classes)
-        rows, columns = (
-            axis(cells, self.model.cell, pixels, self.loss_stride)
-            for cells, pixels in zip(logits.shape[2:], mask.shape[1:], strict=True)
-        )
-        total, _ = UpsampledCrossEntropy.apply(logits, target, rows, columns, None)
-        return total / target.numel(), {}
+    def weights(*sizes: int, stride: int) -> Tensor:
+        with unset_fake_temporarily():
+            return axis_weights(*sizes, stride=stride)
 
+    def of(known: Tensor, like: Tensor) -> Axis:
+        with unset_fake_temporarily():
+            return axis(known, torch.zeros(()))
 
-def axis(cells: int, cell: int, pixels: int, stride: int) -> Axis:
-    with unset_fake_temporarily():
-        return Axis.of(axis_weights(cells, cell, pixels, stride=stride), torch.zeros(()))
+    with patch("stage2_segmentation.losses.axis_weights", weights), patch.object(Axis, "of", of):
+        yield
 
 
 class Training:
@@ -195,8 +186,9 @@ def batch_of(config: Config, classes: int, model: Classifier | SegmentationModel
     images, side = config.loop.batch_size // config.loop.accumulate, side_of(config)
     batch = Batch(("",) * images, image=torch.rand(images, 3, side, side))
     if stores(config):
-        cells = -(-side // model.backbone.stride)
-        batch = Batch(batch.image_id, features=torch.rand(images, model.backbone.channels, cells, cells))
+        shapes = ((shape.channels, -(-side // shape.stride)) for shape in model.backbone.shapes)
+        maps = tuple(torch.rand(images, channels, cells, cells) for channels, cells in shapes)
+        batch = Batch(batch.image_id, features=maps)
     if isinstance(config, Stage1Config):
         return replace(batch, labels=torch.zeros(images, classes))
     return replace(batch, mask=torch.zeros(images, side, side, dtype=torch.int64))
@@ -218,14 +210,15 @@ def stored_bytes(config: Config, model: Classifier | SegmentationModel) -> int:
         return 0
     side, trunk = side_of(config), model.backbone
     pixels = 0 if isinstance(config, Stage1Config) else side**2
-    return 2 * config.loop.cached_views * (trunk.channels * (-(-side // trunk.stride)) ** 2 + pixels)
+    features = sum(shape.channels * (-(-side // shape.stride)) ** 2 for shape in trunk.shapes)
+    return 2 * config.loop.cached_views * (features + pixels)
 
 
 def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, int]) -> None:
     """The fullest parts of what has no gradient: a batch of the classifier, or an image in windows; features."""
     assert isinstance(model, Classifier | SegmentationModel)
     if stores(config):
-        model.backbone(torch.empty(GROUP, 3, side_of(config), side_of(config)))
+        model.backbone.maps(torch.empty(GROUP, 3, side_of(config), side_of(config)))
     if isinstance(config, Stage1Config):
         model(torch.empty(BATCH, 3, side_of(config), side_of(config)))
         return
@@ -234,7 +227,8 @@ def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, i
     ranks, kept = best(ranks_of(config.source.at_test, config.source.kept(classes, at_test=True), classes)), []
     for start in range(0, windows, WINDOWS_AT_ONCE):
         images = min(WINDOWS_AT_ONCE, windows - start)
-        kept.append(model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images)).float())
+        found = model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images))
+        kept.append(found.rank_logits.float())
     # what cells give along one axis, of all windows at once (`Strips`)
     kept += [torch.empty(len(logits), logits.shape[2], width, logits.shape[1]) for logits in kept]
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads import LabelHead, Query2Label, build_head
 from kappaseg_core.label_heads.shortlist import check_shortlist, merged, picked
-from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class DecoderBranch(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and learnt is None):
             ranked = self.ranked(memory, queries, first)
         supervised = ((self.weight, first),) if self.training and first is not None else ()
-        return Seen(features, ranked, learnt, supervised, classes)
+        return Seen(features, ranked, classes, learnt_logits=learnt, supervised=supervised)
 
     def ranked(self, memory: list[Tensor], queries: Tensor, first: Tensor | None) -> Tensor:
         """The logits f32 [B, K] that labels are ranked by."""

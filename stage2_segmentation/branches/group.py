@@ -53,7 +53,7 @@ class GroupBranch(nn.Module):
 
     def forward(self, host: Any, features: Tensor, classes: Tensor | None = None) -> Seen:
         seen = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
-        return Seen(features, self.decoder(seen), classes=classes)
+        return Seen(features, self.decoder(seen), classes)
 
     def set_prior(self, frequency: Tensor) -> None:
         """Start from how common each label is: frequency f32 [K], the share of images that hold it."""

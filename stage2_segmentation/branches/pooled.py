@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.config import refuse_no_share
 from kappaseg_core.label_heads import PooledLinear
-from stage2_segmentation.branches import Seen
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PooledBranch(nn.Module):
             seen = self.hidden(seen.movedim(1, 3)).relu().movedim(3, 1)
         learnt = None if labels is None else self.linear.logits_for(seen, labels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and learnt is None):
-            return Seen(features, self.linear(seen), learnt, classes=classes)
+            return Seen(features, self.linear(seen), classes, learnt_logits=learnt)
 
     def set_prior(self, frequency: Tensor) -> None:
         """Start from how common each label is: frequency f32 [K], the share of images that hold it."""

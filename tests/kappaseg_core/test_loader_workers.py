@@ -86,6 +86,20 @@ def test_batches_do_not_depend_on_how_workers_are_started(start: str) -> None:
     )
 
 
+def test_the_training_process_makes_samples_in_one_thread_and_trains_in_all() -> None:
+    class Asked(Numbered):
+        def number(self) -> int:
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        stream = batches(Asked(), "labels", LOOP, Placement())
+        assert [(next(stream).features.tolist(), torch.get_num_threads()) for _ in range(3)] == [([1, 1], 2)] * 3  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(before)
+
+
 def numbers(made: Numbered, workers: int) -> set[int]:
     loop = replace(LOOP, loader_workers=workers)
     with lost_workers_told():

@@ -101,7 +101,7 @@ def test_stored_features_are_the_live_ones(tmp_path: Path) -> None:
     assert len(bank) == len(scenes)
     for index in range(len(scenes)):
         for view in range(VIEWS):
-            features, target, image_id = bank.make(index, view)
+            (features,), target, image_id = bank.make(index, view)
             image, mask, name = examples.make(index, seed_of(4, "view", index, view))
             with torch.no_grad():
                 live = backbone(image.normalised()[None])[0]
@@ -113,10 +113,10 @@ def test_stored_features_are_the_live_ones(tmp_path: Path) -> None:
 
 def test_the_seed_picks_the_view(tmp_path: Path) -> None:
     bank, _ = bank_of(Config(str(tmp_path)))
-    views = [bank.make(2, seed)[0] for seed in range(VIEWS)]
+    views = [bank.make(2, seed)[0][0] for seed in range(VIEWS)]
     assert not torch.equal(views[0], views[1])
     for seed in (5, 11, 2**62 + 1):
-        assert torch.equal(bank.make(2, seed)[0], views[seed % VIEWS])
+        assert torch.equal(bank.make(2, seed)[0][0], views[seed % VIEWS])
 
 
 def test_the_same_settings_find_the_bank_again(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_same_settings_find_the_bank_again(tmp_path: Path) -> None:
     assert examples.made == len(Scenes()) * VIEWS
     second, examples = bank_of(replace(config, loop=replace(config.loop, steps=7, batch_size=2, loader_workers=1)))
     assert examples.made == 0
-    assert torch.equal(first.make(3, 1)[0], second.make(3, 1)[0])
+    assert torch.equal(first.make(3, 1)[0][0], second.make(3, 1)[0][0])
 
 
 @pytest.mark.parametrize(
