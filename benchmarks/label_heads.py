@@ -26,6 +26,7 @@ from experiments import machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.backbones import MapShape
 from kappaseg_core.cost import count
 from kappaseg_core.progress import memory_mib
 from pipelines.benchmark.inference_memory import apart
@@ -134,8 +135,9 @@ def built(kind: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, 
     """A host and its branch with random weights, and what the branch makes of one image, perhaps of some labels."""
     torch.manual_seed(0)
     host = build_host(
-        "segmenter", num_classes=classes, in_channels=CHANNELS, kappa=1, options={"depth": 1, "rank_scale": "shared"}
-    )
+        "segmenter", num_classes=classes, maps=[MapShape(CHANNELS, 16)], kappa=1,
+        options={"depth": 1, "rank_scale": "shared"},
+    )  # fmt: skip
     branch = build_branch(kind, host, num_classes=classes, in_channels=CHANNELS, options=options)
     assert branch is not None
     host.blocks = nn.ModuleList()  # no part of what is measured

@@ -2,7 +2,7 @@
 
 python benchmarks/published.py
 
-About a minute on one core. `kappaseg cost` counts and prints those of which a number was published.
+About a minute and a half on one core. `kappaseg cost` counts and prints those of which a number was published.
 """
 
 from __future__ import annotations

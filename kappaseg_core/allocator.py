@@ -18,8 +18,8 @@ LARGEST_INT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Keep up to 2 GiB of what this process frees, for processes whose memory does not grow. Only glibc can be told so.
 
-    Gives whether it was. Costs no memory at the peak; a tenth to a sixth of the time of decoding is saved
-    (benchmarks/feeding.py).
+    Gives whether it was. Costs no memory at the peak. What it saves depends on what a process did before: in one that
+    has just started a part of each decoding, in one that was forked from a process of many blocks nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

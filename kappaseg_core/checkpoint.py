@@ -228,9 +228,12 @@ def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
 
 
 def same_setting(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two records agree. One that lacks a setting is from before there was one: as if null, false or 0."""
-    if key in old and key in new:
-        return bool(old[key] == new[key])
+    """Whether two records agree. One that lacks a setting is from before there was one: as if null, false or 0.
+
+    Options stand in a record as they were given, so one that is not there has its default, which may be another.
+    """
+    if (key in old and key in new) or ".options." in key:
+        return bool(old.get(key) == new.get(key))
     return old.get(key, new.get(key)) in (None, 0)
 
 

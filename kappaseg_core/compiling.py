@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kappaseg_core.backbones import Backbone
 from kappaseg_core.progress import say
 from kappaseg_core.weights.files import one_line
 
@@ -15,10 +16,12 @@ from kappaseg_core.weights.files import one_line
 def compile_parts(network: nn.Module) -> None:
     """Have the network's parts (backbone, host, head) compiled at their first call that records a gradient.
 
+    Of a backbone, what `maps` calls too: the network that it wraps.
     Nothing of it shows in names, weights or copies: an averaged copy is not compiled. What is computed without a
     gradient (evaluation, with images of many sizes) is computed as ever.
     """
-    for name, part in network.named_children():
+    for name, child in network.named_children():
+        part = child.network if isinstance(child, Backbone) else child
         part.compile()
         assert part._compiled_call_impl is not None
         part._compiled_call_impl = Compiled(name, part, part._compiled_call_impl)

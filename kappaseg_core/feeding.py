@@ -71,10 +71,29 @@ def handovers(
     )  # fmt: skip
     with _ctrl_c_later():
         stream = iter(loader)
-    for loaded in stream:
+    while True:
+        with one_thread():
+            loaded = next(stream, None)
+        if loaded is None:
+            return
         if isinstance(loaded, UserError):
             raise loaded
         yield loaded
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Samples made in the training process are made as in a worker: in one thread.
+
+    A mean over an image, and with it a view, would depend on the number of threads in its last bits, and threads that
+    wait for one another over pieces this small take ten times the processor's time where others want it too.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

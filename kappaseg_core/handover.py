@@ -5,7 +5,7 @@ Legend: B images, S side of a view, K labels, H W pixels of the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ from kappaseg_core.structures import Batch
 
 RGB = tuple[float, float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
+Lap = Callable[[str], None]  # called with the name of each step of an augmentation that is done, to take its time
+
+
+def no_lap(step: str) -> None:
+    """Nobody takes times."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,14 @@ class Handover:
     """A micro-batch as a loader worker makes it; `batch` gives what the task takes.
 
     pixels: u8 [B, 3, S, S], to be normalised by `normalise` and blanked in the boxes of `blank`, or None.
-    features: f32 [B, C, h, w], or None.   mask: integers [B, H, W], or None.   labels: u8 [B, K], or None.
+    features: maps f32 [B, C, h, w], or None.   mask: integers [B, H, W], or None.   labels: u8 [B, K], or None.
     """
 
     image_id: tuple[str, ...]
     pixels: Tensor | None = None
     normalise: Normalisation | None = None
     blank: tuple[tuple[Box, ...], ...] = ()
-    features: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
     labels: Tensor | None = None
 
@@ -69,7 +74,8 @@ class Handover:
         """The same in page-locked memory, from which copies to a GPU do not wait (called by torch's loader)."""
         values: dict[str, Any] = dict(vars(self))
         tensors = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
-        return Handover(**{**values, **tensors})
+        features = self.features and tuple(one.pin_memory() for one in self.features)
+        return Handover(**{**values, **tensors, "features": features})
 
     def batch(self, device: torch.device | str, progress: float = 0.0) -> Batch:
         """On the device, in the types that tasks expect."""
@@ -83,8 +89,8 @@ class Handover:
             assert self.normalise is not None
             image = blanked(self.normalise(pixels), self.blank)
         return Batch(
-            self.image_id, image, there(self.features), None if mask is None else mask.long(),
-            None if labels is None else labels.float(), progress,
+            self.image_id, image, self.features and tuple(one.to(device, non_blocking=True) for one in self.features),
+            None if mask is None else mask.long(), None if labels is None else labels.float(), progress,
         )  # fmt: skip
 
 
@@ -96,14 +102,14 @@ def blanked(images: Tensor, boxes: Sequence[Sequence[Box]]) -> Tensor:
     return images
 
 
-def collate(samples: Sequence[tuple[View | Tensor, Any, str]], *, target: str) -> Handover:
-    """(view or features, target, image_id) samples as one; `target` names the field that the targets fill."""
+def collate(samples: Sequence[tuple[View | tuple[Tensor, ...], Any, str]], *, target: str) -> Handover:
+    """(view or feature maps, target, image_id) samples as one; `target` names the field that the targets fill."""
     inputs, targets, ids = zip(*samples, strict=True)
     goals: dict[str, Any] = {target: stacked([torch.as_tensor(each) for each in targets])}
     if isinstance(inputs[0], View):
         pixels = stacked([view.pixels for view in inputs])
         return Handover(ids, pixels, inputs[0].normalise, tuple(view.blank for view in inputs), **goals)
-    return Handover(ids, features=stacked(inputs), **goals)
+    return Handover(ids, features=tuple(map(stacked, zip(*inputs, strict=True))), **goals)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -59,7 +59,7 @@ class Batch:
     """What a task is trained on.
 
     image: f32 [B, 3, H, W], normalised; None where `features` holds what became of it.
-    features: f32 [B, C, h, w] of a frozen backbone; None where the backbone is still to be run.
+    features: the maps f32 [B, C, h, w] of a frozen backbone; None where the backbone is still to be run.
     mask: i64 [B, H, W], ids or IGNORE.      labels: f32 [B, K] multi-hot.     One of the two, as the task asks.
     image_id: names of the B images, by which a task asks its source for their rankings.
     progress: share of the training that lies behind, 0 at the first step, below 1 at the last: what a task whose
@@ -68,7 +68,7 @@ class Batch:
 
     image_id: tuple[str, ...]
     image: Tensor | None = None
-    features: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
     labels: Tensor | None = None
     progress: float = 0.0
@@ -80,7 +80,7 @@ class Batch:
         return replace(
             self,
             image=None if self.image is None else self.image.to(device, non_blocking=True),
-            features=None if self.features is None else self.features.to(device, non_blocking=True),
+            features=self.features and tuple(one.to(device, non_blocking=True) for one in self.features),
             mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )

@@ -17,8 +17,10 @@ from kappaseg_core.errors import UserError
 from label_cache.errors import CacheError
 from pipelines.arguments import apart, data_at, settings_help, split_settings
 from pipelines.bench.arguments import add_network
+from pipelines.bench.data_flags import add_data_flags
 from pipelines.import_arguments import add_import, run_import
 from pipelines.panoptic_arguments import add_panoptic, run_panoptic
+from pipelines.plan.arguments import add_plan
 from pipelines.scale_config import add_flags, scale_of
 
 EXIT_MISTAKE = 2
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         own, settings = words, list[str]()
         chosen = parser.verbs.get(words[0]) if words else None
+        if chosen is not None and len(words) > 1:
+            chosen = chosen.verbs.get(words[1], chosen)
         if chosen is not None and chosen.get_default("settings"):
             own, settings = apart(words, chosen.flags())
         arguments, rest = parser.parse_known_args(own)
@@ -198,6 +202,13 @@ def build_parser() -> Parser:
     preparing.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preparing.add_argument("--partial", action="store_true", default=None, help="take a source that lacks images")
 
+    add_plan(
+        verb(
+            verbs, "plan", run_plan, "look at a data set and write settings for it that fit into this machine",
+            settings="kappaseg_core.config:DataConfig",
+        )
+    )  # fmt: skip
+
     add_panoptic(
         verb(
             verbs, "panoptic", run_panoptic, "segments: write those of a data set, measure predicted ones, draw them",
@@ -205,12 +216,20 @@ def build_parser() -> Parser:
         )
     )  # fmt: skip
 
-    bench = verb(
-        verbs, "bench", run_bench, "time and memory of a network on this machine, against the number of labels",
-        settings="stage2_segmentation.config:Stage2Config",
-    )  # fmt: skip
-    bench.add_argument("action", choices=("network",))
-    add_network(bench)
+    bench = verb(verbs, "bench", None, "what parts of the pipeline cost on this machine")
+    parts = bench.add_subparsers(dest="part", required=True, metavar="PART", parser_class=Parser)
+    for name, run, text, add in (
+        ("network", run_bench_network, "time and memory of a network against the number of labels", add_network),
+        (
+            "data",
+            run_bench_data,
+            "how fast images are read, decoded, augmented; whether the device waits",
+            add_data_flags,
+        ),
+    ):
+        part = verb(parts, name, run, text, settings="stage2_segmentation.config:Stage2Config")
+        bench.verbs[name] = part
+        add(part)
 
     cost = verb(verbs, "cost", run_cost, "parameters and MACs of the published configurations, beside the paper's")
     cost.add_argument("--only", default="", metavar="WORD", help="those with WORD in their name, for example joint")
@@ -220,9 +239,13 @@ def build_parser() -> Parser:
 
 
 def verb(
-    verbs: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int | None], text: str, *, settings: str = ""
-) -> Parser:
-    """A sub-command; with `settings` ("module:Dataclass") it takes --dotted.key value and lists them in its help."""
+    verbs: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int | None] | None, text: str, *,
+    settings: str = "",
+) -> Parser:  # fmt: skip
+    """A sub-command; with `settings` ("module:Dataclass") it takes --dotted.key value and lists them in its help.
+
+    run: None = it has parts, which run.
+    """
     parser: Parser = verbs.add_parser(name, help=text, description=text, add_help=not settings)
     parser.set_defaults(run=run, settings=settings or None)
     if settings:
@@ -409,10 +432,33 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
     return pack_data(data, arguments.splits or [data.train, data.val], Path(arguments.destination))
 
 
-def run_bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+def run_plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    settings = split_settings(rest)
+    if arguments.check and (arguments.root or settings):
+        raise UserError("plan --check FILE takes the data set from FILE; leave out DATA and its settings")
+    if not arguments.check and not arguments.root:
+        raise UserError("plan needs DATA, the folder of a data set, or --check FILE; see kappaseg plan --help")
+    data = data_at(arguments.root or "", settings)
+    from pipelines.plan.run import Wishes, check_file, plan
+
+    given = {name: value for name, value in vars(arguments).items() if name in Wishes.__dataclass_fields__}
+    wishes = Wishes(**{**given, "out": Path(arguments.out)})
+    if arguments.check:
+        check_file(Path(arguments.check), wishes)
+    else:
+        plan(data, wishes)
+
+
+def run_bench_network(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.bench.network import bench_network
 
     bench_network(arguments, split_settings(rest))
+
+
+def run_bench_data(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pipelines.bench.data import bench_data
+
+    bench_data(arguments.config, split_settings(rest), arguments)
 
 
 def run_cost(arguments: argparse.Namespace, rest: list[str]) -> None:

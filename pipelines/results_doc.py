@@ -84,7 +84,7 @@ def figure_columns(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tu
     """Which columns hold figures (numbers, gaps, text that begins like a number) and so stand to the right."""
 
     def is_figure(cell: Cell) -> bool:
-        return cell.lstrip("-–−")[:1].isdigit() if isinstance(cell, str) else not isinstance(cell, bool)
+        return cell.lstrip("+-–−")[:1].isdigit() if isinstance(cell, str) else not isinstance(cell, bool)
 
     return tuple(bool(rows) and all(is_figure(row[i]) for row in rows) for i in range(len(columns)))
 

@@ -1,4 +1,4 @@
-"""Images and label targets of stage one, on torchvision's transforms (v2). Normalising is left to the device."""
+"""Images and label targets of stage one, on torchvision's transforms (v2)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from kappaseg_core.handover import RGB, Box, Normalisation, View
+from kappaseg_core.handover import RGB, Box, Lap, Normalisation, View, no_lap
 from kappaseg_core.label_counts import runs
 from kappaseg_core.seeding import seeded
-from kappaseg_core.structures import SceneSet
+from kappaseg_core.structures import Scene, SceneSet
 from stage1_multilabel.config import AugmentConfig
 
 
 class TrainExamples:
     """Augmented training images: `make(index, seed)` → (view of S x S, labels u8 [K] multi-hot, image_id).
 
-    The targets are the labels with at least one pixel in the view (Sec. 3.2, He et al. 2022: any pixel counts), so a
-    crop has the labels of the crop.
+    Resize, RandAugment, normalise, cutout (paper: cutout and RandAugment; the published cutout never ran), of which
+    normalising is left to the device. The targets are the labels with at least one pixel in the view (Sec. 3.2, He et
+    al. 2022: any pixel counts), so a crop has the labels of the crop.
     """
 
     def __init__(self, scenes: SceneSet, augment: AugmentConfig, mean: RGB, std: RGB) -> None:
         self.scenes, self.num_classes, self.normalise = scenes, len(scenes.class_names), Normalisation(mean, std)
-        self.geometry, self.look = geometry(augment), look(augment)
+        self.geometry, self.resize = geometry(augment), square(augment.image_size)
+        operations = augment.randaugment_ops
+        self.randaugment = v2.RandAugment(operations, augment.randaugment_magnitude) if operations else None
         self.cutout = Cutout(augment.cutout) if augment.cutout else None
 
     def __len__(self) -> int:
@@ -35,12 +38,27 @@ class TrainExamples:
 
     def make(self, index: int, seed: int) -> tuple[View, NDArray[np.uint8], str]:
         scene = self.scenes[index]
-        mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(scene.mask))[None])
         with seeded(seed):
-            image, mask = self.geometry(tv_tensors.Image(torch.from_numpy(scene.image)), mask)
-            pixels = self.look(image).as_subclass(Tensor)
-            holes = self.cutout(pixels) if self.cutout else ()
-        return View(pixels, self.normalise, holes), self.present(mask[0].numpy()), scene.image_id
+            view, labels = self.view(scene)
+        return view, labels, scene.image_id
+
+    def view(self, scene: Scene, lap: Lap = no_lap) -> tuple[View, NDArray[np.uint8]]:
+        """A random view of the scene and its labels."""
+        image = tv_tensors.Image(torch.from_numpy(scene.image))
+        mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(scene.mask)))
+        if self.geometry is not None:
+            image, mask = self.geometry(image, mask)
+            lap("crop, flip")
+        labels = self.present(mask.numpy())
+        lap("labels: which are there")
+        image = self.resize(image)
+        lap("photo: scale")
+        if self.randaugment is not None:
+            image = self.randaugment(image)
+            lap("photo: RandAugment")
+        pixels = image.as_subclass(Tensor)
+        holes = self.cutout(pixels) if self.cutout else ()
+        return View(pixels, self.normalise, holes), labels
 
     def present(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
         """1 for the labels with a pixel in mask [H, W], u8 [K]."""
@@ -49,14 +67,14 @@ class TrainExamples:
         return found[1:]
 
 
-def geometry(augment: AugmentConfig) -> v2.Transform:
-    """Crop, flip: what moves labels in and out of the view. The mask keeps its own resolution (nearest)."""
+def geometry(augment: AugmentConfig) -> v2.Transform | None:
+    """Crop and flip, where there are such: what moves labels in and out of the view. The mask is not resized."""
     steps: list[v2.Transform] = []
     if augment.crop < 1:
         steps.append(RandomCrop(augment.crop))
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
-    return v2.Compose(steps) if steps else v2.Identity()
+    return v2.Compose(steps) if steps else None
 
 
 class RandomCrop(v2.Transform):
@@ -76,14 +94,6 @@ class RandomCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return v2.functional.crop(inpt, **params)
-
-
-def look(augment: AugmentConfig) -> v2.Transform:
-    """Resize, RandAugment. What follows: normalise, cutout (in the paper both; the published cutout never ran)."""
-    resize = square(augment.image_size)
-    if not augment.randaugment_ops:
-        return resize
-    return v2.Compose([resize, v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)])
 
 
 class Cutout:

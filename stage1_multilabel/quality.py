@@ -58,5 +58,6 @@ def ranking_quality(
     if shortlist is not None:
         sums = CoverageSums(num_classes, [shortlist])
         sums.update(pixels, rank_lookup(rankings[""], num_classes))
-        numbers["shortlist_recall"] = float(sums.summary()[f"recall@{shortlist}"] or 0.0)
+        recall = sums.summary()[f"recall@{shortlist}"]
+        numbers["shortlist_recall"] = math.nan if recall is None else float(recall)
     return numbers

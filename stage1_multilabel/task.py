@@ -30,7 +30,7 @@ class MultiLabelTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
-        features = self.model.backbone(batch.image) if batch.features is None else batch.features
+        features = self.model.backbone(batch.image) if batch.features is None else batch.features[-1]
         head, targets = self.model.head, batch.labels
         if not isinstance(head, Shortlisted):
             return self.learnt(head, features, targets)

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kappaseg_core.handover import RGB, Box, Normalisation, View
+from kappaseg_core.handover import RGB, Box, Lap, Normalisation, View, no_lap
 from kappaseg_core.label_counts import runs
 from kappaseg_core.ranking import IGNORE
 from kappaseg_core.seeding import seeded
@@ -40,23 +40,29 @@ class TrainExamples:
             view, mask = self.view(scene)
         return view, mask, scene.image_id
 
-    def view(self, scene: Scene) -> tuple[View, np.ndarray]:
+    def view(self, scene: Scene, lap: Lap = no_lap) -> tuple[View, np.ndarray]:
+        """A random view of the scene and its labels."""
         augment, side = self.augment, self.augment.crop
         low, high = augment.scale
         size = scaled_size(scene.mask.shape, augment.short_side, float(torch.empty(()).uniform_(low, high)))
         box, labels = crop_box(scene.mask.astype(self.dtype), size, augment)
-        image = cropped(resized(torch.from_numpy(scene.image), size), box)
+        lap("labels: scale, crop")
+        image = resized(torch.from_numpy(scene.image), size)
+        lap("photo: scale")
+        image = cropped(image, box)
         if torch.rand(()) < augment.flip:
             image, labels = image.flip(-1), labels[:, ::-1]
+        lap("photo: crop, flip")
         if augment.photometric:
             image = self.photometric(image)
+            lap("photo: photometric")
         height, width = labels.shape
-        if height == width == side:
-            return View(image, self.normalise), np.ascontiguousarray(labels)
         below, right = side - height, side - width
-        blank = (height, 0, below, side), (0, width, side, right)
-        mask = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
-        return View(F.pad(image, [0, 0, right, below]), self.normalise, blank), mask
+        blank = ((height, 0, below, side), (0, width, side, right)) if below or right else ()
+        image = F.pad(image, [0, 0, right, below]) if blank else image
+        labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
+        lap("pad")
+        return View(image, self.normalise, blank), labels
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

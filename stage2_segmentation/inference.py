@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
 from stage2_segmentation.rank_maps import Piece, best_ranks
+from stage2_segmentation.structures import Prediction, Seen
 
 WINDOWS_AT_ONCE = 4
 
 
 class Network(Protocol):
-    """Images f32 [B, 3, H, W] → what is seen in them → rank_logits f32 [B, κ, h, w], in cells of `cell` pixels."""
+    """Images f32 [B, 3, H, W] → what is seen in them → a prediction, its rank_logits in cells of `cell` pixels."""
 
     @property
     def cell(self) -> int: ...
 
     def look(self, images: Tensor) -> Seen: ...
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Tensor: ...
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size:
     A pixel's logits are the mean over the windows that hold it. Windows form a grid, so how many these are is a number
     of its row times one of its column.
     """
-    logits = network.segment(look.seen, repeated(ranking, len(look.places))).float().permute(0, 2, 3, 1)
+    prediction = network.segment(look.seen, repeated(ranking, len(look.places)))
+    logits = prediction.rank_logits.float().permute(0, 2, 3, 1)
     rows_seen, columns_seen = (
         times_covered(side, window, look.stride) for side, window in zip(look.view, look.size, strict=True)
     )

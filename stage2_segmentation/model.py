@@ -1,9 +1,10 @@
-"""The segmentation network: image and ranking → logits of the kept labels."""
+"""The segmentation network: image and ranking → a prediction for the kept labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -11,17 +12,18 @@ from kappaseg_core.backbones import Backbone, build_backbone
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
-from stage2_segmentation.branches import Seen, build_branch, class_table
+from stage2_segmentation.branches import build_branch, class_table
 from stage2_segmentation.config import LabelsConfig, Stage2Config
-from stage2_segmentation.hosts import build_host
+from stage2_segmentation.hosts import Host, build_host, wants_of
 from stage2_segmentation.sources import ranks_of
+from stage2_segmentation.structures import Prediction, Seen
 
 
 class SegmentationModel(nn.Module):
     """Backbone, host, and in the joint scheme a label branch.
 
-    forward: images f32 [B, 3, H, W], ranking of B images → rank_logits f32 [B, κ, h, w]. In two steps, for a ranking
-    that comes from the network itself: `look` at the images, then `segment` what was seen.
+    forward: images f32 [B, 3, H, W], ranking of B images → Prediction. In two steps, for a ranking that comes from the
+    network itself: `look` at the images, then `segment` what was seen.
 
     all_labels: K for a network that is trained on the complete ranking, else None. Such a network is run on all K
     labels in evaluation too, and a shorter ranking then picks among its outputs: this is known truth "at evaluation
@@ -42,9 +44,9 @@ class SegmentationModel(nn.Module):
     @property
     def cell(self) -> int:
         """Side of a cell of the logits, in pixels."""
-        return self.backbone.stride
+        return cast(Host, self.host).cell
 
-    def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
+    def forward(self, images: Tensor, ranking: Ranking) -> Prediction:
         return self.segment(self.look(images), ranking)
 
     def look(self, images: Tensor, labels: Tensor | None = None) -> Seen:
@@ -52,35 +54,38 @@ class SegmentationModel(nn.Module):
 
         labels: i64 [n], those that the label branch learns from in this step; None = all.
         """
-        if not self.class_tokens:
-            return self.read(self.backbone(images), labels=labels)
-        features, classes = self.backbone.with_tokens(images, class_table(self.host))
-        return self.read(features, classes, labels)
+        if self.class_tokens:
+            features, classes = self.backbone.with_tokens(images, class_table(self.host))
+            return self.read([features], classes, labels)
+        if self.backbone.wants.last_blocks:
+            begun = self.backbone.begin(images)
+            return replace(self.read([begun.map(begun.norm(begun.tokens))], labels=labels), begun=begun)
+        return self.read(self.backbone.maps(images), labels=labels)
 
-    def read(self, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
-        """The same from the backbone's map [B, C, h, w]."""
+    def read(self, maps: Sequence[Tensor], classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
+        """The same from the backbone's maps [B, C_l, h_l, w_l]."""
         if self.branch is None:
-            return Seen(features, classes=classes)
+            return Seen(maps[-1], classes=classes, maps=tuple(maps))
         only = () if labels is None else (labels,)
-        seen: Seen = self.branch(self.host, features, classes, *only)
-        return seen
+        seen: Seen = self.branch(self.host, maps[-1], classes, *only)
+        return replace(seen, maps=tuple(maps))
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
-        """rank_logits f32 [B, κ, h, w] of the kept labels."""
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction:
+        """The host's prediction for the kept labels."""
+        host = cast(Host, self.host)
         if self.all_labels is None or self.training:
-            logits: Tensor = self.host(seen.features, ranking, **seen.tokens())
-            return logits
-        everything = complete_ranking(seen.features.shape[0], self.all_labels, seen.features.device)
-        logits = self.host(seen.features, everything, **seen.tokens())
+            return host(seen, ranking)
+        logits = host(seen, complete_ranking(seen.features.shape[0], self.all_labels, seen.features.device)).rank_logits
         picked = logits.gather(1, ranking.labels[..., None, None].expand(-1, -1, *logits.shape[2:]))
-        return picked.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT)
+        return Prediction(picked.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT))
 
 
 def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationModel:
     """A new network: backbone from its weight file where one is named, the rest from random numbers."""
-    backbone = build_backbone(config.backbone, image_size=config.augment.crop)
+    wants = wants_of(config.host.kind, config.host.options)
+    backbone = build_backbone(config.backbone, image_size=config.augment.crop, wants=wants)
     host = build_host(
-        config.host.kind, num_classes=num_classes, in_channels=backbone.channels,
+        config.host.kind, num_classes=num_classes, maps=backbone.shapes,
         kappa=scale_length(config, num_classes), options=config.host.options,
     )  # fmt: skip
     joined = config.class_tokens == "backbone"
@@ -119,6 +124,12 @@ def check_negatives(labels: LabelsConfig, branch: nn.Module | None) -> None:
 
 def check_class_tokens(config: Stage2Config, backbone: Backbone, host: nn.Module) -> None:
     """Raise UserError where class tokens cannot join the backbone's last block."""
+    if backbone.wants.last_blocks:
+        raise UserError(
+            f"host.kind = {config.host.kind} puts class tokens into the backbone itself; use class_tokens host"
+        )
+    if len(backbone.shapes) > 1:
+        raise UserError(f"host.kind = {config.host.kind} takes several maps of the backbone; use class_tokens host")
     if not backbone.takes_tokens:
         raise UserError(
             f"class_tokens = backbone needs a plain ViT; {config.backbone.name} is none, use class_tokens host"

@@ -1,8 +1,8 @@
-"""torchvision's random photometric distortion, number for number, four to six times as fast.
+"""torchvision's random photometric distortion, number for number and faster.
 
-Its functions work on whole images: what lies between two operations is a dozen times as large as the image, falls out
-of the processor's caches, and is given back to the system each time. Here they work on strips. Changing the hue, by far
-the slowest, is written anew: the same sums in the same order, with selections that branch nowhere.
+Its functions work on whole images: what lies between two operations is many times as large as the image, falls out of
+the processor's caches, and may be given back to the system each time. Here they work on strips. Changing the hue, by
+far the slowest, is written anew: the same sums in the same order, with selections that branch nowhere.
 """
 
 from __future__ import annotations

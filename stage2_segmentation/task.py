@@ -5,6 +5,7 @@ Legend: B images, K all labels, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from kappaseg_core.label_sample import LabelSample, draw_labels
 from kappaseg_core.optim import Part, backbone_part, parameter_groups
 from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, mix_missed, presence
 from kappaseg_core.structures import Batch
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import LabelsConfig, SourceConfig
-from stage2_segmentation.losses import segmentation_loss
+from stage2_segmentation.losses import prediction_loss
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
+from stage2_segmentation.structures import Seen
 
 
 class SegmentTask(nn.Module):
@@ -52,9 +53,7 @@ class SegmentTask(nn.Module):
         label_loss = self.label_term(seen, present.float(), sample)
         stats = {"label_loss": label_loss.detach(), "label_recall": recalled(seen.label_logits, present)}
         if batch.progress < self.labels.warm_up:
-            # distributed training waits for the gradients of all parameters
-            idle = sum(p.sum() for p in self.model.host.parameters() if p.requires_grad)
-            return self.labels.weight * label_loss + 0.0 * idle, stats
+            return self.labels.weight * label_loss + 0.0 * self.idle(), stats
         loss, numbers = self.segmentation(seen, batch)
         return loss + self.labels.weight * label_loss, {**numbers, **stats}
 
@@ -76,12 +75,18 @@ class SegmentTask(nn.Module):
             loss = loss + weight * self.label_loss(further, targets)
         return loss
 
+    def idle(self) -> Tensor | int:
+        """A sum that depends on what the label loss does not: distributed training waits for all gradients."""
+        model = self.model
+        parts = [model.host, model.backbone] if model.backbone.wants.last_blocks else [model.host]
+        return sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
+
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
-        logits = self.model.segment(seen, ranking)
-        return segmentation_loss(
-            logits, batch.mask, ranking, self.num_classes, cell=self.model.cell, stride=self.loss_stride
+        prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
+        return prediction_loss(
+            prediction, batch.mask, ranking, self.num_classes, cell=self.model.cell, stride=self.loss_stride
         )
 
     @torch.no_grad()

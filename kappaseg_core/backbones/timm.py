@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -22,9 +22,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
+from kappaseg_core.backbones import MapShape, Wants
+from kappaseg_core.backbones.plain_vit import Begun, begin, has_plain_blocks
 from kappaseg_core.backbones.positions import Interpolation, Positions
+from kappaseg_core.backbones.relative_positions import has_relative_positions, tables_resized, take_any_size
 from kappaseg_core.backbones.weight_files import Convert, load_weight_file
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
@@ -36,34 +38,38 @@ ODD_SIZE = (97, 131)  # every level of 97 is odd, so a layer that rounds down sh
 
 
 class TimmNetwork(nn.Module):
-    """Images f32 [B, 3, H, W], H and W multiples of `unit` → [B, channels, H/stride, W/stride], rounded up.
+    """Images f32 [B, 3, H, W], H and W multiples of `unit` → maps [B, channels, H/stride, W/stride], rounded up.
 
-    stage: index of the intermediate map; None = the final one, which for MobileNet and EfficientNet includes the last
-    1×1 convolution (1280 channels) that their last stage lacks.
+    stages: indices of the intermediate maps; None = the final one alone, which for MobileNet and EfficientNet includes
+    the last 1×1 convolution (1280 channels) that their last stage lacks.
+    shapes: of the maps.   unit: see above. Both are found by `measure`.
     """
 
-    def __init__(self, model: nn.Module, stage: int | None) -> None:
+    shapes: tuple[MapShape, ...]
+    unit: int
+
+    def __init__(self, model: nn.Module, stages: tuple[int, ...] | None) -> None:
         super().__init__()
-        self.model, self.stage, self.checkpointing = model, stage, False
+        self.model, self.stages, self.checkpointing = model, stages, False
         features: Any = model.feature_info
         published: Any = model.pretrained_cfg
-        self.stride = int(features[-1 if stage is None else stage]["reduction"])
+        self.strides = [int(features[stage]["reduction"]) for stage in stages or [-1]]
         self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
-        self.channels = self.unit = 0  # found by `measure`
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> list[Tensor]:
         model: Any = self.model
-        if self.stage is not None:
-            # norm: the last map of a ViT or Swin is then the final one, after its last norm
-            maps = model.forward_intermediates(
-                images, indices=[self.stage], norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True
-            )
-            last: Tensor = maps[-1]
-            return last
+        if self.stages is not None:
+            # norm: the last map of a ViT or Swin is then the final one, after its last norm. A ViT's others pass the
+            # same norm (those of BEiT for UPerNet do not, in the published code)
+            maps: list[Tensor] = model.forward_intermediates(
+                images, indices=list(self.stages), norm=True, stop_early=True, output_fmt="NCHW",
+                intermediates_only=True,
+            )  # fmt: skip
+            return maps
         features: Tensor = model.forward_features(images)
         if features.ndim == 3:
-            return self.as_map(features, images)
-        return features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features
+            return [self.as_map(features, images)]
+        return [features.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else features]
 
     def set_checkpointing(self, on: bool) -> None:
         """Whether blocks are computed again in the backward pass, where timm has that."""
@@ -73,35 +79,48 @@ class TimmNetwork(nn.Module):
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether `with_tokens` works: plain ViTs up to their last block."""
-        return self.stage is None and isinstance(self.model, VisionTransformer)
+        """Whether `with_tokens` and `begin` work: plain ViTs up to their last block."""
+        return self.stages is None and has_plain_blocks(self.model)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of a plain ViT."""
+        model: Any = self.model
+        return len(model.blocks)
+
+    def begin(self, images: Tensor, last_blocks: int) -> Begun:
+        """All blocks of a plain ViT but the last ones, on images (sides multiples of `unit`)."""
+        return begin(self.model, images, last_blocks, stride=self.strides[0])
 
     def with_tokens(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N, D] join those of the images (sides multiples of `unit`) before the last block.
 
         Gives the map [B, D, h, w] and the N tokens [B, N, D], both after the final norm.
         """
-        model: Any = self.model
-        seen = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-        for block in model.blocks[:-1]:
-            seen = self.through(block, seen)
-        together = torch.cat([seen, tokens.to(seen.dtype).expand(seen.shape[0], -1, -1)], dim=1)
-        together = self.through(model.blocks[-1], together)
-        seen, found = model.norm(together).split([seen.shape[1], len(tokens)], dim=1)
-        return self.as_map(seen, images), found
-
-    def through(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        found: Tensor = checkpoint(block, tokens, use_reentrant=False) if self.checkpointing else block(tokens)
-        return found
+        begun = self.begin(images, 1)
+        images_and_tokens = begun.norm(begun.through(0, begun.joined(tokens.expand(images.shape[0], -1, -1))))
+        return begun.map(images_and_tokens), images_and_tokens[:, begun.tokens.shape[1] :]
 
     def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Tokens [B, prefix + h·w, D] of images → [B, D, h, w]."""
         cells = tokens[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
-        return cells.unflatten(2, (images.shape[-2] // self.stride, images.shape[-1] // self.stride))
+        return cells.unflatten(2, (images.shape[-2] // self.strides[0], images.shape[-1] // self.strides[0]))
 
 
 def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwork:
-    """The named network without classifier; layers behind `level` are left out.
+    """The named network with one map, that of `level`."""
+    return build_with(config, lambda model: level_stage(model, config), image_size)
+
+
+def build_maps(config: BackboneConfig, wants: Wants, *, image_size: int | None = None) -> TimmNetwork:
+    """The named network with several maps. Raises UserError where it does not have them."""
+    return build_with(config, lambda model: wanted_stages(model, config, wants), image_size)
+
+
+def build_with(
+    config: BackboneConfig, choose: Callable[[Any], tuple[int, ...] | None], image_size: int | None
+) -> TimmNetwork:
+    """The named network without classifier and with the chosen maps; layers behind the last of them are left out.
 
     options: keyword arguments of timm's constructor, and for plain ViT `position_interpolation` (bicubic, bilinear) and
     `norm_eps` (of its layer normalisations; timm's is 1e-6, the original Segmenter's 1e-5).
@@ -117,12 +136,14 @@ def build(config: BackboneConfig, *, image_size: int | None = None) -> TimmNetwo
     elif interpolation is not None or norm_eps is not None:
         name = "norm_eps" if interpolation is None else "position_interpolation"
         raise UserError(f"backbone.options.{name} is for plain ViTs; {config.name} is none, leave it out")
-    stage = find_stage(model, config)
+    elif has_relative_positions(model):
+        take_any_size(model)
+    stages = choose(model)
     if config.weights is not None:
         load(model, config, interpolation or "bicubic")
-    if stage is not None:
-        model.prune_intermediate_layers([stage], prune_norm=False, prune_head=True)
-    network = TimmNetwork(model, stage)
+    if stages is not None:
+        model.prune_intermediate_layers(list(stages), prune_norm=False, prune_head=True)
+    network = TimmNetwork(model, stages)
     measure(network, config.name)
     if config.checkpointing:
         check_checkpointing(network, config.name)
@@ -225,7 +246,7 @@ def up_to_multiple(size: int, patch: int) -> int:
     return -(-size // patch) * patch
 
 
-def find_stage(model: Any, config: BackboneConfig) -> int | None:
+def level_stage(model: Any, config: BackboneConfig) -> tuple[int] | None:
     """Index of the last intermediate map with the stride `level`; None for the final map (level 0)."""
     if config.level == 0:
         return None
@@ -235,7 +256,27 @@ def find_stage(model: Any, config: BackboneConfig) -> int | None:
     if config.level not in strides:
         there = ", ".join(map(str, sorted(set(strides))))
         raise UserError(f"backbone.level = {config.level}: {config.name} has maps at strides {there} (0 = final map)")
-    return len(strides) - 1 - strides[::-1].index(config.level)
+    return (len(strides) - 1 - strides[::-1].index(config.level),)
+
+
+def wanted_stages(model: Any, config: BackboneConfig, wants: Wants) -> tuple[int, ...]:
+    """Indices of several maps, in ascending order. Raises UserError where they are not there."""
+    if config.level:
+        raise UserError(f"backbone.level = {config.level}, but this host takes several maps; set level 0")
+    strides = [info["reduction"] for info in model.feature_info]
+    there = len(strides) if hasattr(model, "forward_intermediates") else 1
+    if wants.stages is not None:
+        if not 0 <= min(wants.stages) <= max(wants.stages) < there or list(wants.stages) != sorted(set(wants.stages)):
+            raise UserError(
+                f"this host takes the maps {list(wants.stages)} of {config.name}, wanted ascending ones of 0 to "
+                f"{there - 1}; change host.options"
+            )
+        return wants.stages
+    if there < wants.maps:
+        raise UserError(f"this host takes {wants.maps} maps, but {config.name} has {there}; use another backbone")
+    if len(set(strides)) == 1:  # blocks, no stages
+        return tuple((number + 1) * there // wants.maps - 1 for number in range(wants.maps))
+    return tuple(range(there - wants.maps, there))
 
 
 def load(model: Any, config: BackboneConfig, interpolation: Interpolation) -> None:
@@ -252,7 +293,10 @@ def to_timm(model: Any, name: str, interpolation: Interpolation = "bicubic") -> 
     rename = getattr(module, "checkpoint_filter_fn", None)
     wishes = {"model": model, "interpolation": interpolation, "antialias": False}
     known = signature(rename).parameters if rename else {}
-    return partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+    convert: Convert = (
+        partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
+    )  # fmt: skip
+    return (lambda tensors: convert(tables_resized(tensors, model))) if has_relative_positions(model) else convert
 
 
 def classifiers(model: Any) -> tuple[str, ...]:
@@ -262,39 +306,43 @@ def classifiers(model: Any) -> tuple[str, ...]:
 
 
 def measure(network: TimmNetwork, name: str) -> None:
-    """Set channels and unit; exclude from training what the map does not depend on. Raises UserError.
+    """Set shapes and unit; exclude from training what the maps do not depend on. Raises UserError.
 
     A parameter without gradient would stop distributed training, which waits for the gradients of all.
     """
     problem = ""
-    for unit in sorted({1, patch_size(network.model), network.stride, 32}):
+    for unit in sorted({1, patch_size(network.model), *network.strides, 32}):
         height, width = (up_to_multiple(side, unit) for side in ODD_SIZE)
         try:
-            shape, unused = dry_run(network, height, width)
+            shapes, unused = dry_run(network, height, width)
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             problem = one_line(error)
             continue
-        wanted = (-(-height // network.stride), -(-width // network.stride))
-        if shape[2:] == wanted:
-            network.channels, network.unit = shape[1], unit
+        wanted = [(-(-height // stride), -(-width // stride)) for stride in network.strides]
+        if [shape[2:] for shape in shapes] == wanted:
+            network.shapes = tuple(MapShape(shape[1], s) for shape, s in zip(shapes, network.strides, strict=True))
+            network.unit = unit
             for parameter in unused:
                 parameter.requires_grad_(False)
             return
-        problem = f"a {height}x{width} image gives a map {shape}, wanted {wanted} cells"
+        problem = f"a {height}x{width} image gives maps {shapes}, wanted {wanted} cells"
     raise UserError(
         f"backbone.name = {name} cannot give a map for images of any size ({problem}); choose another model"
     )
 
 
-def dry_run(network: TimmNetwork, height: int, width: int) -> tuple[tuple[int, ...], list[nn.Parameter]]:
-    """Shape of the map for two images, and the parameters that it does not depend on; computes no numbers."""
+def dry_run(network: TimmNetwork, height: int, width: int) -> tuple[list[tuple[int, ...]], list[nn.Parameter]]:
+    """Shapes of the maps for two images, and the parameters that they do not depend on; computes no numbers."""
     parameters = dict(network.named_parameters())
     empty = {key: torch.empty_like(value, device="meta", requires_grad=True) for key, value in parameters.items()}
     buffers = {key: value.to("meta") for key, value in network.named_buffers()}
     network.eval()
     with torch.enable_grad():
-        maps: Tensor = functional_call(network, {**empty, **buffers}, torch.empty(2, 3, height, width, device="meta"))
-        gradients = torch.autograd.grad(maps.sum(), list(empty.values()), allow_unused=True)
+        maps: list[Tensor] = functional_call(
+            network, {**empty, **buffers}, torch.empty(2, 3, height, width, device="meta")
+        )
+        total = torch.stack([features.sum() for features in maps]).sum()
+        gradients = torch.autograd.grad(total, list(empty.values()), allow_unused=True)
     network.train()
     unused = [p for p, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None]
-    return tuple(maps.shape), unused
+    return [tuple(features.shape) for features in maps], unused

@@ -105,4 +105,4 @@ def layers_that_attend(kind: LabelsAttend, layers: int) -> list[bool]:
     """For each decoder layer: do labels attend to each other there?"""
     choices = {"none": (False, False), "first": (True, False), "not_first": (False, True), "all": (True, True)}
     first, others = choices[kind]
-    return [first] + [others] * (layers - 1) if layers else []
+    return [first] + [others] * (layers - 1) if layers > 0 else []

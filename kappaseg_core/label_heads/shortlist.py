@@ -14,7 +14,8 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads.pooled import PooledLinear
 from kappaseg_core.label_heads.query2label import Query2Label
 
-#: in logits: a hundredth of the odds, which scores rounded to half precision still tell apart
+#: in logits: a hundredth of the odds. Scores, which are rounded to half precision, tell it apart from -12 to 2.9; where
+#: the lowest picked logit is beyond, a label that was not picked may have the same score, and equal ones go by id
 MARGIN = 0.01
 
 

@@ -57,7 +57,7 @@ def with_floor(variants: Sequence[Variant], records: Sequence[Record]) -> dict[s
     return {
         "rates": to_plain(reached),
         "variants": [
-            {**record, "floor_seconds": floor_seconds(variant, reached)}
+            record if "skipped" in record else {**record, "floor_seconds": floor_seconds(variant, reached)}
             for variant, record in zip(variants, records, strict=True)
         ],
     }

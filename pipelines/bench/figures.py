@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from pipelines.bench.turns import Record, seconds
 
@@ -31,16 +33,22 @@ def cost_figure(title: str, records: Sequence[Record]) -> str:
     """An SVG document, on white. Filled marks are measured, hollow ones estimated (what was too large to run)."""
     precisions = list(dict.fromkeys(record["precision"] for record in records))
     ways = [way for way in STYLES if any(way_of(record) == way for record in records)]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.sans-serif": ["DejaVu Sans"]}
+    ):
         figure = Figure(figsize=(9.2, 0.9 + 3.1 * len(precisions)), layout="constrained", facecolor="white")
         figure.suptitle(title, color=INK, fontsize=12)
-        axes = figure.subplots(len(precisions), 2, squeeze=False)
+        axes = figure.subplots(len(precisions), 2, squeeze=False, sharex=True, sharey="col")
         for precision, (times, memory) in zip(precisions, axes, strict=True):
             lines = {w: [r for r in records if way_of(r) == w and r["precision"] == precision] for w in ways}
             draw(
                 times, f"time of a step, {precision}", time_unit(records), {w: time_points(r) for w, r in lines.items()}
             )
             draw(memory, f"memory of a step, {precision}", "MiB", {w: memory_points(r) for w, r in lines.items()})
+        for one in axes.flat:
+            finish(one, sorted({record["classes"] for record in records}))
+        for one in axes[-1]:
+            one.set_xlabel("K, labels of the vocabulary", color=INK)
         handles, names = axes[0][0].get_legend_handles_labels()
         figure.legend(
             handles, names, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, labelcolor=INK,
@@ -48,7 +56,7 @@ def cost_figure(title: str, records: Sequence[Record]) -> str:
         )  # fmt: skip
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())  # a hundredth of a point is enough
 
 
 #: (K, value, whether it was measured)
@@ -64,10 +72,11 @@ def time_points(records: Sequence[Record]) -> list[Point]:
 
 
 def memory_points(records: Sequence[Record]) -> list[Point]:
+    """At least 1 MiB, which has a place on a logarithmic axis."""
     return [
         (
             record["classes"],
-            record["needed_mib"] if "skipped" in record else record["memory_mib"],
+            max(1, record["needed_mib" if "skipped" in record else "memory_mib"]),
             "skipped" not in record,
         )
         for record in records
@@ -81,12 +90,12 @@ def way_of(record: Record) -> str:
 
 def draw(axes: Axes, title: str, unit: str, lines: Mapping[str, Sequence[Point]]) -> None:
     """One diagram, both axes logarithmic. What was measured for one K alone does not depend on it: a line across."""
-    for way, points in lines.items():
-        colour, style, marker = STYLES[way]
+    for way, unordered in lines.items():
+        points, (colour, style, marker) = sorted(unordered), STYLES[way]
         look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
         if way == "backbone alone":
             if points:
-                axes.axhline(max(points[0][1], 1e-9), label=way, **look)
+                axes.axhline(points[0][1], label=way, **look)
             continue
         place, values, _ = zip(*points, strict=True) if points else ((), (), ())
         known = [value if there else math.nan for _, value, there in points]
@@ -97,15 +106,24 @@ def draw(axes: Axes, title: str, unit: str, lines: Mapping[str, Sequence[Point]]
             [count for count, _ in guessed], [value for _, value in guessed], linestyle="", color=colour,
             marker=marker, markersize=5, markerfacecolor="white",
         )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="K, labels of the vocabulary", ylabel=unit)
+    axes.set(xscale="log", yscale="log", ylabel=unit)
     axes.set_title(title, color=INK, fontsize=10.5)
-    vocabularies = sorted({count for points in lines.values() for count, _, _ in points})
+
+
+def finish(axes: Axes, vocabularies: Sequence[int]) -> None:
+    """Numbers on the axes, over at least a decade, so that what hardly changes looks flat; a quiet grid."""
+    low, high = axes.get_ylim()
+    if low <= 0:  # nothing was measured
+        axes.set_ylim(1, 10)
+    elif high < 10 * low:
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
     axes.set_xticks(apart(vocabularies), [f"{count:,}" for count in apart(vocabularies)])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.minorticks_off()
     axes.grid(True, color=INK, alpha=0.14, linewidth=0.8)
     axes.tick_params(colors=INK, length=0)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=INK, alpha=0.4)
 

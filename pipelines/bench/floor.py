@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from pipelines.bench.needs import flops
 from pipelines.bench.steps import network
@@ -72,7 +73,9 @@ def moved(variant: Variant) -> int:
     optimiser keeps is read and written.
     """
     with torch.device("meta"):
-        model = network(replace(variant, device="meta"))
+        model: nn.Module = network(replace(variant, device="meta"))
+    if variant.way == "backbone":
+        model = model.get_submodule("backbone")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
     pixels = variant.images * variant.size**2

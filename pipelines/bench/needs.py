@@ -24,8 +24,10 @@ from pipelines.bench.steps import built, network
 from pipelines.bench.variants import Variant
 from stage2_segmentation import pixels
 
-#: resident memory of a process with its libraries, before it builds a network
-LIBRARIES_MIB = 400
+#: memory of a process with its libraries before it builds a network: resident, and of the GPU
+LIBRARIES_MIB = {"cpu": 400, "cuda": 600}
+#: strips are looked at so many times larger than they are: else they are most of the operations, and half a minute
+COARSER = 4
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,13 @@ class Needs:
 
 
 def needs(variant: Variant) -> Needs:
-    """The first step makes what the optimiser keeps; the second one is looked at."""
+    """One step is looked at, the first: what the optimiser makes in it counts as held and as made."""
     with Unvalued(), strips_as_on(variant.device), LiveBytes() as live:
         step = built(replace(variant, device="meta"), lambda part: None)
+        live.most = before = live.now
         step()
-        held = live.now
-        live.most = held
-        step()
-    libraries = LIBRARIES_MIB if variant.device == "cpu" else 0
-    return Needs(held / 2**20 + libraries, (live.most - held) / 2**20)
+    libraries = LIBRARIES_MIB["cpu" if variant.device == "cpu" else "cuda"]
+    return Needs(live.now / 2**20 + libraries, (live.most - before) / 2**20)
 
 
 def flops(variant: Variant) -> int:
@@ -61,7 +61,11 @@ def flops(variant: Variant) -> int:
         images = torch.zeros(variant.images, 3, variant.size, variant.size)
         labels = torch.zeros(variant.images, variant.kappa or variant.classes, dtype=torch.int64)
     ranking = Ranking(labels, labels.float(), labels.bool())
-    return 2 * count(model, lambda: model(images, ranking)).macs * (3 if variant.train else 1)
+    if variant.way == "backbone":
+        counted = count(model.backbone, lambda: model.backbone(images))
+    else:
+        counted = count(model, lambda: model(images, ranking))
+    return 2 * counted.macs * (3 if variant.train else 1)
 
 
 class Unvalued(Sizes):
@@ -107,8 +111,8 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def strips_as_on(device: str) -> Iterator[None]:
-    """Strips on "meta" of the size that they have on the device, for the time of the block."""
-    pixels.STRIP["meta"] = pixels.STRIP.get(device, pixels.STRIP_ELSEWHERE)
+    """Strips on "meta" of about the size that they have on the device, for the time of the block."""
+    pixels.STRIP["meta"] = COARSER * pixels.STRIP[device] if device in pixels.STRIP else pixels.STRIP_ELSEWHERE
     try:
         yield
     finally:

@@ -48,6 +48,8 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
     """The step of a variant: its network, images and rankings on the variant's device, drawn from torch's generator."""
     with torch.device(variant.device):
         model = network(variant)
+        if model.class_tokens:  # these go through the backbone by another way than forward, so that no part ends there
+            mark = untold
         images = torch.randn(variant.images, 3, variant.size, variant.size)
         ranking = complete_ranking(variant.images, variant.classes, variant.device)
         if variant.kappa:
@@ -63,6 +65,10 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
             compute()
 
     return step
+
+
+def untold(part: str) -> None:
+    """A mark that nobody hears."""
 
 
 def autocast(variant: Variant) -> torch.autocast | ExitStack:
@@ -116,8 +122,6 @@ def without_kernel() -> Iterator[None]:
 def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     """Mark the ends of backbone and decoder, and of the ways back to them. The decoder is all that lies between the
     backbone's map and the logits, a label branch included.   alone: whether nothing follows the backbone."""
-    if model.class_tokens:  # whose tokens go through the backbone by another way than forward
-        return
 
     def ended(part: str, behind: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, given: object, out: Tensor) -> None:
@@ -147,6 +151,8 @@ def training(
     for group in optimizer.param_groups:
         group["lr"] = config.optim.lr * group["lr_factor"]
     trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # held from the first step on
     watch(model, mark, alone=variant.way == "backbone")
 
     def loss() -> Tensor:
@@ -193,7 +199,7 @@ def inference(
     def maps() -> Tensor:
         if variant.way in ("ours", "strips"):
             return label_maps(model, images, ranking, size)
-        logits = model(images, ranking).float()
+        logits = model(images, ranking).rank_logits.float()
         if variant.way == "published" and variant.kappa:
             return map_by_scatter(logits, ranking.labels, variant.classes, size)
         return to_label_space(map_of_all_labels(logits, size), ranking)
@@ -219,7 +225,7 @@ def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size:
     seen = model.look(images)
     if seen.label_logits is not None:
         ranking = top_kappa(seen.label_logits.float().sigmoid(), ranking.kappa)
-    cells = model.segment(seen, ranking).float().permute(0, 2, 3, 1)
+    cells = model.segment(seen, ranking).rank_logits.float().permute(0, 2, 3, 1)
     rows, columns = (
         Axis.of(axis_weights(count, model.cell, pixels), cells)
         for count, pixels in zip(cells.shape[1:3], size, strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from kappaseg_core.errors import UserError
 from kappaseg_core.progress import say
 from pipelines.bench.clocks import Taken
 from pipelines.bench.needs import Needs, needs
@@ -20,9 +21,14 @@ def measured(variants: Sequence[Variant], rounds: int, limit_gib: float) -> list
     """A record for each variant, in their order.
 
     One that needs more than the limit is not run: its record says under `skipped` why. The estimate of all is in
-    `needed_mib`.
+    `needed_mib`. Raises UserError where that is so of all of them.
     """
     estimates = {place: needs(variant) for place, variant in enumerate(variants)}
+    least = min(need.alone for need in estimates.values()) / 1024
+    if least > limit_gib:
+        raise UserError(
+            f"the smallest variant needs about {least:.1f} GiB, the limit is {limit_gib:.1f}; raise --limit"
+        )
     records: dict[int, Record] = {}
     for place, need in estimates.items():
         if need.alone > limit_gib * 1024:
@@ -68,7 +74,8 @@ def in_turns(variants: Sequence[Variant], rounds: int) -> list[Record]:
                 if not ended.out_of_memory:
                     raise
                 records[id(worker.variant)] = {"skipped": "its process ran out of memory"}
-        for _ in range(rounds):
+        for turn in range(rounds):
+            say(f"  round {turn + 1} of {rounds}, {len(answers)} variants in turns")
             for worker, taken in answers.items():
                 taken.append(worker.step())
     for worker, taken in answers.items():

@@ -18,6 +18,7 @@ from typing import IO, Self
 import torch
 
 from kappaseg_core.config import build, to_plain
+from kappaseg_core.errors import UserError
 from kappaseg_core.placement import pick_device
 from pipelines.bench.clocks import Clock, CpuClock, CudaClock, Taken
 from pipelines.bench.steps import built
@@ -29,7 +30,7 @@ OUT_OF_MEMORY = 3
 GPU_WARM, GPU_STEPS = 3, 10
 
 
-class Ended(Exception):
+class Ended(UserError):
     """A worker ended before it was told to. out_of_memory: whether that is why, as far as its status tells."""
 
     def __init__(self, name: str, status: int) -> None:
@@ -38,12 +39,14 @@ class Ended(Exception):
 
 
 class Worker:
-    """The process of a variant, from the outside; `with` ends it."""
+    """The process of a variant, from the outside; `with` ends it. Ctrl-C does not reach it, so that it says nothing."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         command = [sys.executable, "-m", __spec__.name, json.dumps(to_plain(variant))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -90,7 +90,7 @@ class Presence:
         image = prepared(self.model, image, self.config.inference, self.here)
         everything = complete_ranking(1, self.num_classes, self.here.device)
         with torch.inference_mode(), self.here.autocast():
-            logits = self.model(image[None], everything)
+            logits = self.model(image[None], everything).rank_logits
         return logits.float().softmax(1).amax((2, 3))[0].cpu()
 
 

@@ -94,7 +94,7 @@ class MapNetwork(Exported):
 
     def forward(self, image: Tensor, labels: Tensor) -> Tensors:
         ranking = given_ranking(labels)
-        logits = self.network(self.normalised(image), ranking)
+        logits = self.network(self.normalised(image), ranking).rank_logits
         return {"label_map": label_map(logits, ranking, image, self.network.cell), "rank_logits": logits}
 
     def kept(self, inputs: Tensors, outputs: Tensors) -> Tensor:
@@ -117,7 +117,7 @@ class CompleteMapNetwork(Exported):
         ranking = complete_ranking(image.shape[0], self.kappa, image.device)
         seen = self.network.look(self.normalised(image))
         # not network.segment, which would pick those of the ranking among all K
-        logits = self.network.host(seen.features, ranking, **seen.tokens())
+        logits = self.network.host(seen, ranking).rank_logits
         return {"label_map": label_map(logits, ranking, image, self.network.cell), "rank_logits": logits}
 
     def kept(self, inputs: Tensors, outputs: Tensors) -> Tensor:
@@ -132,7 +132,7 @@ class JointNetwork(Exported):
     def forward(self, image: Tensor) -> Tensors:
         seen = self.network.look(self.normalised(image))
         ranking = OwnRanking(self.kappa).of(self.scores(seen.label_logits))
-        logits = self.network.segment(seen, ranking)
+        logits = self.network.segment(seen, ranking).rank_logits
         return {
             "label_map": label_map(logits, ranking, image, self.network.cell), "labels": ranking.labels,
             "scores": ranking.scores, "rank_logits": logits, "label_logits": seen.label_logits,

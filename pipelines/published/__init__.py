@@ -2,7 +2,8 @@
 
     sets.py        data sets: sizes, κ, colours, lengths of training, label loss
     numbers.py     what paper and release state: parameters, MACs, mIoU, mAP
-    segmenter.py   recipes of stage two    query2label.py   recipes of stage one, and of ranking
+    segmenter.py   recipes of stage two with the Segmenter    pixel_hosts.py   with DeepLabV3 and UPerNet
+    query2label.py   recipes of stage one, and of ranking
     table.py       all recipes
     networks.py    a recipe's network without weights, counted    cost.py   the verb
     estimate.py    hours and memory from the counts    recipe_files.py   header and YAML of a recipe

@@ -63,17 +63,21 @@ def less(ours: float, theirs: float | None) -> float | None:
 
 
 def row_names(only: str = "") -> list[str]:
-    """Names of the networks of which something was published and that hold this word.
+    """Names of the networks of which something was published, and of our own ones, that hold this word.
 
     Raises UserError where there is none.
     """
-    own = [name for name, recipe in RECIPES.items() if recipe.published is not NOTHING and recipe.counted == name]
-    found = [name for name in (*own, *ALONE) if only in name]
+    whole = [name for name, recipe in RECIPES.items() if is_shown(recipe)]
+    found = [name for name in (*whole, *ALONE) if only in name]
     if not found:
         raise UserError(
             f"--only {only}: no published configuration has this in its name; give coco_lvis, vit_l or joint"
         )
     return found
+
+
+def is_shown(recipe: Recipe) -> bool:
+    return (recipe.own or recipe.published is not NOTHING) and recipe.counted == recipe.name
 
 
 def rows(names: list[str]) -> Iterator[Row]:
@@ -92,15 +96,26 @@ def row_of(recipe: Recipe, network: Network) -> Row:
     cost, note = network.cost, ""
     if recipe.stem.endswith("_independent"):
         ranker = ranker_cost(recipe.data.name)
-        note = (
-            f"{recipe.name} is a sum, {cost.parameters:,} of stage two and {ranker.parameters:,} of {RANKER}. The "
-            "sizes of the paper's classifier were not published, so that its number cannot be reproduced."
-        )
+        note = f"{recipe.name} is a sum, {cost.parameters:,} of stage two and {ranker.parameters:,} of {RANKER}."
+        if recipe.published.parameters is not None:
+            note += " The sizes of the paper's classifier were not published, so that its number cannot be reproduced."
         cost += ranker
+    if recipe.published.added is not None:
+        note = growth(recipe, cost, recipe.published.added)
     return Row(
         recipe.name, recipe.data.title, recipe.data.classes, network.ranks, network.image_size, cost, recipe.published,
         note,
     )  # fmt: skip
+
+
+def growth(recipe: Recipe, cost: Cost, printed: float) -> str:
+    """What ranking adds to the plain network, here and as printed."""
+    plain = network_of(RECIPES[recipe.name.removesuffix("joint") + "baseline"]).module
+    ours = cost.parameters - sum(parameter.numel() for parameter in plain.parameters())
+    return (
+        f"{recipe.name}: ranking adds {ours / 1e6:.2f} M parameters, as in the release's code; the paper prints "
+        f"{printed:.2f} M, near what one more linear layer in the label branch makes, an unused option there."
+    )
 
 
 @cache

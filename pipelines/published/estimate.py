@@ -43,15 +43,19 @@ class Estimate:
 def estimate(recipe: Recipe, load: Load, precision: str | None = None) -> Estimate:
     """Of running a recipe. precision: another than that of the recipe."""
     kind = precision or precision_of(recipe)
-    speed = REACHED * 1e12 * TFLOPS[kind]
+    one = seconds_of(load.macs, TFLOPS[kind])
     if recipe.verb == "rank":
-        seconds = 2 * load.macs * (recipe.data.train + recipe.data.val) / speed
-        return Estimate(seconds / 3600, None, speed / (2 * load.macs))
+        return Estimate(one * (recipe.data.train + recipe.data.val) / 3600, None, 1 / one)
     loop: dict[str, Any] = recipe.settings["loop"]
     trained = loop["steps"] * loop["batch_size"]
     evaluated = loop["steps"] // loop["eval_every"] * recipe.data.val
-    seconds = 2 * load.macs * (FORWARDS * trained + evaluated) / speed
-    return Estimate(seconds / 3600, bytes_in_training(recipe, load, kind) / 2**30, speed / (2 * load.macs * FORWARDS))
+    seconds = one * (FORWARDS * trained + evaluated)
+    return Estimate(seconds / 3600, bytes_in_training(recipe, load, kind) / 2**30, 1 / (one * FORWARDS))
+
+
+def seconds_of(macs: float, tflops: float) -> float:
+    """Of so many multiply-accumulates, on a device that multiplies matrices at that speed."""
+    return 2 * macs / (REACHED * 1e12 * tflops)
 
 
 def precision_of(recipe: Recipe) -> str:

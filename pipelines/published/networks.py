@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Network:
     among; None for a network that segments nothing."""
 
     module: nn.Module
-    run: Callable[[], Tensor]
+    run: Callable[[], Any]
     image_size: int
     ranks: int | None = None
 

@@ -10,6 +10,9 @@ from pipelines.published.sets import DataSet
 
 Settings = dict[str, Any]
 RANKER = "query2label_swin_l"  # the recipe whose rankings the independent scheme uses
+RELEASED = "as released"
+#: the asymmetric loss of the release
+ASYMMETRIC: Settings = {"gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.05, "focus_gradient": True, "reduction": "mean"}
 NO_CODE = "from the paper's text; no code was released for this scheme"
 
 
@@ -20,6 +23,7 @@ class Recipe:
     settings: what stands in the file, nested plain values.   origin: where they are from.   notes: for its header.
     backbone: its short name, vit_b, and weights: timm's name of its published weights; None for a step without one.
     network: stem of the recipe of this set whose cost is that of this one; its own stem for a network of its own.
+    own: the network is ours, and its cost is shown beside those of which a number was published.
     """
 
     data: DataSet
@@ -32,6 +36,7 @@ class Recipe:
     backbone: str | None = None
     weights: str | None = None
     network: str = ""
+    own: bool = False
 
     @property
     def name(self) -> str:

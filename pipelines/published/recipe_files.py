@@ -16,11 +16,11 @@ WIDTH, ROOM = 120, 130  # characters of a line of the header, and of the setting
 SCALES = "--inference.scales '[0.5,0.75,1,1.25,1.5,1.75]' --inference.flip true"
 #: what is said beside a setting
 COMMENTS = {
-    "data.options": "ignore = mask value of unlabelled pixels",
+    "data.options.ignore": "ignore = mask value of unlabelled pixels",
     "backbone.mean": "RGB in [0, 1]",
     "source.kappa": "labels kept per image",
     "source.missed": "leave their pixels out of the loss",
-    "labels.options": "cells a side that labels look at; 0 = all",
+    "labels.options.pooled": "cells a side that labels look at; 0 = all",
     "labels.weight": "of the label loss, beside 1 for the segmentation loss",
     "labels.weight_decay": "100 times that of the rest",
     "labels.prior": "start from random numbers",
@@ -78,7 +78,7 @@ def with_ranker(recipe: Recipe) -> list[Recipe]:
 
 def import_of(recipe: Recipe) -> str:
     """The command that makes the weight file of its backbone."""
-    if recipe.verb != "run-stage1":
+    if "augreg" in (recipe.weights or "") and not recipe.own:
         return f"kappaseg import-weights augreg DOWNLOADED.npz {recipe.backbone}.safetensors"
     name = recipe.settings["backbone"]["name"]
     return f"kappaseg import-weights timm DOWNLOADED.safetensors {recipe.backbone}.safetensors --backbone.name {name}"
@@ -133,18 +133,28 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
-def body(settings: Settings) -> Iterator[str]:
-    """A line for every group of settings; one for each setting of a group that needs more room."""
+def body(settings: Settings, comments: Mapping[str, str] = COMMENTS) -> Iterator[str]:
+    """A line for every group of settings; one for each setting of a group that needs more room.
+
+    comments: dotted name of a setting → what is said beside it.
+    """
     for name, value in settings.items():
         inner = value if isinstance(value, dict) else {}
-        said = "; ".join(f"{key}: {COMMENTS[f'{name}.{key}']}" for key in inner if f"{name}.{key}" in COMMENTS)
+        words = {key: comment_on(f"{name}.{key}", setting, comments) for key, setting in inner.items()}
+        said = "; ".join(f"{key}: {text}" for key, text in words.items() if text)
         line = beside(f"{name}: {flow(value)}", said)
         if len(line) <= ROOM:
             yield line
             continue
         yield f"{name}:"
         for key, setting in inner.items():
-            yield beside(f"  {key}: {flow(setting)}", COMMENTS.get(f"{name}.{key}", ""))
+            yield beside(f"  {key}: {flow(setting)}", words[key])
+
+
+def comment_on(name: str, setting: Any, comments: Mapping[str, str]) -> str:
+    """What is said beside a setting; of a group, beside its first one."""
+    path = f"{name}.{next(iter(setting), '')}" if isinstance(setting, dict) else name
+    return comments.get(path, "")
 
 
 def beside(line: str, said: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.published.recipe import NO_CODE, RANKER, Recipe, Settings, scenes
+from pipelines.published.recipe import ASYMMETRIC, NO_CODE, RANKER, RELEASED, Recipe, Settings, scenes
 from pipelines.published.sets import ADE20K, COCO_STUFF10K, COLOURS, PASCAL_CONTEXT, DataSet
 
 SCHEMES = ("baseline", "joint", "oracle", "independent")
 LONG = 80_000
 
-RELEASED = "as released"
 MARGIN = ("joint_gap", "joint_transdec")  # the asymmetric loss without focusing
 
 
@@ -121,7 +120,7 @@ def labels(data: DataSet, backbone: Backbone, scheme: str, steps: int) -> Settin
 def label_loss(data: DataSet, backbone: Backbone, scheme: str) -> Settings:
     """The released runs with ViT-B on COCO-Stuff10k have no asymmetric loss, only its clip in two ablations."""
     if data is not COCO_STUFF10K or backbone is VIT_L:
-        return {"gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.05, "focus_gradient": True, "reduction": "mean"}
+        return ASYMMETRIC
     return {"gamma_neg": 0.0, "clip": 0.05 if scheme in MARGIN else 0.0, "reduction": "mean"}
 
 

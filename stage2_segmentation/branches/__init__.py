@@ -8,7 +8,6 @@ Legend: B images, C h w the backbone's map, P = h·w, K all labels, κ kept labe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -16,41 +15,22 @@ from torch import Tensor, nn
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.parts import kinds_of, part
+from stage2_segmentation.structures import Seen
 
 NONE = "none"
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a network makes of images before it knows which of their labels are kept.
-
-    features: [B, C, h, w], the backbone's map.
-    label_logits: f32 [B, K] of the label branch, by which labels are ranked; None without one.
-    classes: [B, K, D], class tokens of these images that take the place of the host's embeddings; None: those.
-    patches: [B, P, D], patch tokens that take the place of what the host reads from the features; None: those.
-    learnt_logits: f32 [B, n], of the labels that the step asked for, or [B, K]: what the label loss is computed on
-    where the ranking was made without gradient; None: label_logits.
-    supervised: (weight, f32 [B, K]): further logits that learn the same labels, in training.
-    """
-
-    features: Tensor
-    label_logits: Tensor | None = None
-    classes: Tensor | None = None
-    patches: Tensor | None = None
-    learnt_logits: Tensor | None = None
-    supervised: tuple[tuple[float, Tensor], ...] = ()
-
-    def tokens(self) -> dict[str, Tensor]:
-        """Those of classes and patches that there are, as keywords for the host."""
-        given = {"classes": self.classes, "patches": self.patches}
-        return {name: tokens for name, tokens in given.items() if tokens is not None}
-
-
-class TokenHost(Protocol):
+class ClassHost(Protocol):
     """What a branch that shares class embeddings needs of its host."""
 
-    cls_emb: nn.Parameter
-    """[K, D]"""
+    @property
+    def cls_emb(self) -> nn.Parameter:
+        """[K, D]"""
+        ...
+
+
+class TokenHost(ClassHost, Protocol):
+    """The same, of one that also makes patch tokens of the map."""
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D]."""

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads import LabelHead, Query2Label, build_head
 from kappaseg_core.label_heads.shortlist import check_shortlist, merged, picked
-from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads.pooled import log_odds
 from kappaseg_core.precision import full_precision
-from stage2_segmentation.branches import Seen, TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.hosts.transformer import Block
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,6 @@ class EncoderBranch(nn.Module):
 def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> EncoderBranch:
     """The branch for a host with class embeddings [K, D]."""
     width = class_table(host).shape[1]
+    if not hasattr(host, "read"):
+        raise UserError("labels.head = encoder shares a host's patch tokens, and this host has none; use projected")
     return EncoderBranch(options, num_classes, width)

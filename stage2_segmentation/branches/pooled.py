@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kappaseg_core.config import refuse_no_share
 from kappaseg_core.label_heads import PooledLinear
-from stage2_segmentation.branches import Seen
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,60 @@
-"""Segmentation networks on a backbone's map. One module per host with a dataclass `Options` and
-`build(options, *, num_classes, in_channels, kappa) -> nn.Module`; adding a host is adding a file here.
+"""Segmentation networks on a backbone. One module per host; adding a host is adding a file here.
 
-The contract (tests/contracts/test_hosts.py): `host(features f32 [B, C, h, w], ranking) → rank_logits f32 [B, κ, h, w]`.
-Padding ranks get PADDING_LOGIT and influence nothing. The label ids reach the host through the rows of a class table
-alone: no tensor has a channel axis of K.
+    Options                                                   its settings, a dataclass
+    wants(options) -> Wants                                   what it needs of the backbone; without it, one map
+    build(options, *, num_classes, maps, kappa) -> nn.Module  maps: a MapShape for each map that it gets
+
+The contract (tests/contracts/test_hosts.py): `host(seen, ranking) → Prediction`, see stage2_segmentation.structures.
+`host.cell` is the side of a cell of its rank_logits in pixels. Padding ranks get PADDING_LOGIT and influence nothing.
+The label ids reach the host through the rows of a class table alone: no tensor has a channel axis of K.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from torch import nn
 
+from kappaseg_core.backbones import MapShape, Wants
 from kappaseg_core.config import build
 from kappaseg_core.parts import kinds_of, part
+from kappaseg_core.ranking import Ranking
+from stage2_segmentation.structures import Prediction, Seen
+
+
+class Host(Protocol):
+    """What a host is to the network around it.   cell: side of a cell of its rank_logits, in pixels."""
+
+    cell: int
+
+    def __call__(self, seen: Seen, ranking: Ranking) -> Prediction: ...
 
 
 def build_host(
-    kind: str, *, num_classes: int, in_channels: int, kappa: int, options: dict[str, Any] | None = None
+    kind: str, *, num_classes: int, maps: Sequence[MapShape], kappa: int, options: dict[str, Any] | None = None
 ) -> nn.Module:
     """The host module `kind`, with random weights.
 
-    kappa: ranks seen in training (the length of its rank scale).   options: its settings, by name.
-    Raises UserError for an unknown kind or option.
+    maps: what the backbone gives.   kappa: ranks seen in training (the length of its rank scale).
+    options: its settings, by name. Raises UserError for an unknown kind or option.
     """
-    module = part(__name__, kind, defines="build", setting="host.kind")
-    settings = build(module.Options, options or {}, source="host.options", path="host.options")
-    host: nn.Module = module.build(settings, num_classes=num_classes, in_channels=in_channels, kappa=kappa)
+    module, settings = settings_of(kind, options)
+    host: nn.Module = module.build(settings, num_classes=num_classes, maps=maps, kappa=kappa)
     return host
+
+
+def wants_of(kind: str, options: dict[str, Any] | None = None) -> Wants:
+    """What the host `kind` needs of its backbone. Raises UserError for an unknown kind or option."""
+    module, settings = settings_of(kind, options)
+    wants: Wants = module.wants(settings) if hasattr(module, "wants") else Wants()
+    return wants
+
+
+def settings_of(kind: str, options: dict[str, Any] | None) -> tuple[Any, Any]:
+    """The module of a host, and its Options with these settings."""
+    module = part(__name__, kind, defines="build", setting="host.kind")
+    return module, build(module.Options, options or {}, source="host.options", path="host.options")
 
 
 def host_kinds() -> tuple[str, ...]:

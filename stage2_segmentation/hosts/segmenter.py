@@ -5,18 +5,21 @@ Legend: B images, C channels and h w cells of the backbone's map, P = h·w, K al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.backbones import MapShape
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.precision import full_precision
 from kappaseg_core.rank_scale import Kind, RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.hosts.transformer import Block
+from stage2_segmentation.structures import Prediction, Seen
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,22 @@ class Options:
 class Segmenter(nn.Module):
     """Patch tokens and the embeddings of the kept labels through one transformer; a mask per label by cosine.
 
-    forward: features [B, C, h, w], ranking of B images → rank_logits f32 [B, κ, h, w].
+    forward: what was seen of B images and their ranking → rank_logits f32 [B, κ, h, w]. Tokens that a label branch has
+    refined are taken instead of the host's own.
 
     The κ class embeddings are gathered in rank order; no positions are added, so that rank matters in the rank scale
     alone. With the complete ranking (κ = K, in order of id) this is the plain Segmenter.
     """
 
-    def __init__(self, options: Options, *, num_classes: int, in_channels: int, kappa: int) -> None:
+    def __init__(self, options: Options, *, num_classes: int, shape: MapShape, kappa: int) -> None:
         super().__init__()
-        width = options.width or in_channels
+        self.cell = shape.stride
+        width = options.width or shape.channels
         heads = options.heads or max(1, width // 64)
         if width % heads:
             raise UserError(f"host.options.width = {width}, wanted a multiple of its {heads} heads")
         ffn = options.ffn or 4 * width
-        self.proj_dec = nn.Linear(in_channels, width)
+        self.proj_dec = nn.Linear(shape.channels, width)
         self.cls_emb = nn.Parameter(torch.empty(num_classes, width))
         self.blocks = nn.ModuleList(
             Block(width, heads, ffn, options.dropout, options.attention_dropout) for _ in range(options.depth)
@@ -73,16 +78,10 @@ class Segmenter(nn.Module):
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
         self.apply(init_linear)
 
-    def forward(
-        self, features: Tensor, ranking: Ranking, classes: Tensor | None = None, patches: Tensor | None = None
-    ) -> Tensor:
-        """classes [B, K, D], patches [B, P, D]: tokens that a label branch has refined, instead of the host's own."""
-        patches = self.read(features) if patches is None else patches
-        if classes is None:
-            kept = F.embedding(ranking.labels, self.cls_emb)
-        else:
-            kept = classes.gather(1, ranking.labels[..., None].expand(-1, -1, classes.shape[2]))
-        return self.decode(patches, kept, ranking, features.shape[-2:])
+    def forward(self, seen: Seen, ranking: Ranking) -> Prediction:
+        patches = self.read(seen.features) if seen.patches is None else seen.patches
+        kept = kept_classes(self.cls_emb, seen.classes, ranking)
+        return Prediction(self.decode(patches, kept, ranking, seen.features.shape[-2:]))
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D], row by row."""
@@ -107,6 +106,13 @@ class Segmenter(nn.Module):
         return logits.masked_fill(~valid[:, None], PADDING_LOGIT).mT.unflatten(2, grid)
 
 
+def kept_classes(table: Tensor, refined: Tensor | None, ranking: Ranking) -> Tensor:
+    """Class tokens [B, κ, D] in rank order: of a table [K, D], or of the images' own refined ones [B, K, D]."""
+    if refined is None:
+        return F.embedding(ranking.labels, table)
+    return refined.gather(1, ranking.labels[..., None].expand(-1, -1, refined.shape[2]))
+
+
 def init_linear(module: nn.Module) -> None:
     """As published: linear weights from a truncated normal of deviation 0.02, biases 0."""
     if isinstance(module, nn.Linear):
@@ -114,6 +120,6 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def build(options: Options, *, num_classes: int, in_channels: int, kappa: int) -> Segmenter:
-    """The host for a backbone map of `in_channels` channels."""
-    return Segmenter(options, num_classes=num_classes, in_channels=in_channels, kappa=kappa)
+def build(options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> Segmenter:
+    """The host for the last one of the backbone's maps."""
+    return Segmenter(options, num_classes=num_classes, shape=maps[-1], kappa=kappa)

@@ -33,6 +33,7 @@ CASES = {
         name=VIT.name, options={**VIT.options, "reg_tokens": 2, "no_embed_class": True}
     ),
     "distilled vit": BackboneConfig(name="deit_tiny_distilled_patch16_224", options=VIT.options),
+    "beit": BackboneConfig(name="beit_base_patch16_224", options=VIT.options),
     "swin": SWIN,
     "swin, stride 16": BackboneConfig(name=SWIN.name, options=SWIN.options, level=16),
 }

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.backbones import MapShape
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import top_kappa
-from stage2_segmentation.branches import Seen, branch_kinds, build_branch
+from stage2_segmentation.branches import branch_kinds, build_branch
 from stage2_segmentation.hosts import build_host
+from stage2_segmentation.structures import Seen
 from tests.tensors import PRIME, Created
 
 K, CHANNELS, WIDTH = 5, 8, 12
@@ -24,14 +26,16 @@ VARIANTS = [(kind, SMALL.get(kind, {})) for kind in branch_kinds()] + [
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 2, "shortlist": 3}),
     ("decoder", {"heads": 2, "ffn": 16, "pooled": 0, "shortlist": 3, "shortlist_by": "lse"}),
     ("pooled", {"pooling": "log_sum_exp", "hidden": False}),
+    ("projected", {"classes": "own", "width": 6, "pooled": 0, "projection": "linear"}),
+    ("projected", {"pooled": 2, "pooling": "max", "attend": "patches"}),
 ]
 
 
 def network(kind: str, options: dict[str, Any], num_classes: int = K) -> tuple[nn.Module, nn.Module]:
     """Host and branch with weights so large that everything matters, in evaluation mode."""
-    sizes = {"num_classes": num_classes, "in_channels": CHANNELS}
-    host = build_host("segmenter", kappa=3, options={"width": WIDTH, "heads": 2}, **sizes).eval()
-    branch = build_branch(kind, host, options=options, **sizes)
+    maps, sizes = [MapShape(CHANNELS, 16)], {"width": WIDTH, "heads": 2}
+    host = build_host("segmenter", num_classes=num_classes, maps=maps, kappa=3, options=sizes).eval()
+    branch = build_branch(kind, host, num_classes=num_classes, in_channels=CHANNELS, options=options)
     assert branch is not None
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -72,7 +76,7 @@ def test_there_is_one_logit_per_label_and_the_host_takes_what_was_seen(built: tu
     assert seen.label_logits is not None
     assert (seen.label_logits.shape, seen.label_logits.dtype) == ((2, K), torch.float32)
     ranking = top_kappa(seen.label_logits.sigmoid(), 3)
-    logits = host(seen.features, ranking, **seen.tokens())
+    logits = host(seen, ranking).rank_logits
     assert logits.shape == (2, 3, 3, 4)
     assert logits.isfinite().all()
 
@@ -85,8 +89,10 @@ def test_a_batch_of_two_is_two_batches_of_one(built: tuple[nn.Module, nn.Module]
     for image in range(2):
         alone = branch(host, features[image : image + 1], None)
         torch.testing.assert_close(together.label_logits[image : image + 1], alone.label_logits, rtol=1e-4, atol=1e-4)
-        for name, tokens in together.tokens().items():
-            torch.testing.assert_close(tokens[image : image + 1], alone.tokens()[name], rtol=1e-4, atol=1e-4)
+        for tokens, own in ((together.classes, alone.classes), (together.patches, alone.patches)):
+            assert (tokens is None) is (own is None)
+            if tokens is not None:
+                torch.testing.assert_close(tokens[image : image + 1], own, rtol=1e-4, atol=1e-4)
 
 
 def test_both_losses_reach_every_parameter(built: tuple[nn.Module, nn.Module]) -> None:
@@ -95,7 +101,7 @@ def test_both_losses_reach_every_parameter(built: tuple[nn.Module, nn.Module]) -
     host, branch = built
     seen = branch(host, maps(2), None)
     ranking = top_kappa(seen.label_logits.detach().sigmoid(), 3)
-    logits = host(seen.features, ranking, **seen.tokens())
+    logits = host(seen, ranking).rank_logits
     (seen.label_logits.square().sum() + logits.square().sum()).backward()
     for name, parameter in [*host.named_parameters(), *branch.named_parameters()]:
         assert parameter.grad is not None, name
@@ -113,7 +119,8 @@ def test_the_refined_tokens_are_the_ones_segmented_with() -> None:
     seen = branch(host, maps(1), None)
     ranking = top_kappa(seen.label_logits.sigmoid(), 3)
     assert seen.classes.shape == (1, K, WIDTH)
-    assert not torch.allclose(host(seen.features, ranking, **seen.tokens()), host(seen.features, ranking), atol=1e-2)
+    refined, own = host(seen, ranking), host(Seen(seen.features), ranking)
+    assert not torch.allclose(refined.rank_logits, own.rank_logits, atol=1e-2)
 
 
 def test_labels_that_see_patches_alone_do_not_depend_on_each_other() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,36 +14,117 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.backbones import Backbone, MapShape, Wants, build_backbone
+from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
-from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
-from stage2_segmentation.hosts import build_host, host_kinds
+from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking, complete_ranking, top_kappa
+from stage2_segmentation import hosts
+from stage2_segmentation.hosts import build_host, host_kinds, wants_of
+from stage2_segmentation.losses import prediction_loss
+from stage2_segmentation.structures import Prediction, Seen
 from tests.tensors import PRIME, Created
 
-K, CHANNELS, TRAINED = 5, 8, 3  # labels, channels of the map, ranks that the scale has parameters for
+K, CHANNELS, TRAINED = 5, 8, 3  # labels, channels of a map, ranks that the scale has parameters for
+#: strides of the maps that a host is given, by how many it wants: stages, and blocks of a plain ViT
+STRIDES = {1: [(16,)], 2: [(8, 16), (16, 16)], 3: [(8, 16, 32), (16, 16, 16)], 4: [(4, 8, 16, 32), (16, 16, 16, 16)]}
+#: a host of the tests, for what none of those that are there asks of a backbone
+OWN = Path(__file__).parent / "hosts"
+hosts.__path__.append(str(OWN))
+CASES = [
+    (kind, strides) for kind in host_kinds() for strides in STRIDES[wants_of(kind).maps]
+]  # fmt: skip
+hosts.__path__.remove(str(OWN))
 
 
-def host_of(kind: str, *, num_classes: int = K, kappa: int = TRAINED, **options: Any) -> nn.Module:
-    """A host with weights so large that everything matters, in evaluation mode."""
-    host = build_host(kind, num_classes=num_classes, in_channels=CHANNELS, kappa=kappa, options=options).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in host.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return host
+@pytest.fixture(scope="module", autouse=True)
+def examples() -> Iterator[None]:
+    hosts.__path__.append(str(OWN))
+    yield
+    hosts.__path__.remove(str(OWN))
 
 
-@pytest.fixture(params=host_kinds())
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@cache
+def vit(blocks: int) -> Backbone:
+    """A tiny ViT whose last blocks are left to the host."""
+    torch.manual_seed(0)
+    options = {"img_size": 64, "depth": blocks + 1, "embed_dim": CHANNELS, "num_heads": 2}
+    wants = Wants(last_blocks=blocks)
+    return build_backbone(BackboneConfig(name="vit_tiny_patch16_224", options=options), wants=wants).eval()
+
+
+class Made:
+    """A host, and what is seen of images made for it.   size: pixels of an image, odd ones where it takes any."""
+
+    def __init__(self, kind: str, strides: tuple[int, ...], **options: Any) -> None:
+        self.kind, self.strides, self.options = kind, strides, {**narrow(kind), **options}
+        self.wants = wants_of(kind, self.options)
+        self.maps = [MapShape(CHANNELS, stride) for stride in strides]
+
+    def host(self, *, num_classes: int = K, kappa: int = TRAINED) -> nn.Module:
+        """With weights so large that everything matters, in evaluation mode."""
+        host = self.as_new(num_classes=num_classes, kappa=kappa)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in host.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+        return host
+
+    def as_new(self, *, num_classes: int = K, kappa: int = TRAINED) -> nn.Module:
+        """With the weights that training starts from."""
+        return build_host(
+            self.kind, num_classes=num_classes, maps=self.maps, kappa=kappa, options=self.options
+        ).eval()  # fmt: skip
+
+    def seen(self, images: int, height: int = 45, width: int = 61) -> Seen:
+        """Of images of that many pixels."""
+        generator = torch.Generator().manual_seed(images)
+        if self.wants.last_blocks:
+            begun = vit(self.wants.last_blocks).begin(torch.randn(images, 3, height, width, generator=generator))
+            begun = replace(begun, tokens=begun.tokens.detach())
+            return Seen(begun.map(begun.tokens), begun=begun)
+        maps = tuple(
+            torch.randn(images, CHANNELS, -(-height // stride), -(-width // stride), generator=generator)
+            for stride in self.strides
+        )
+        return Seen(maps[-1], maps=maps)
+
+
+def some(seen: Seen, images: slice) -> Seen:
+    """What was seen of some of the images."""
+    begun = None if seen.begun is None else replace(seen.begun, tokens=seen.begun.tokens[images])
+    return Seen(seen.features[images], maps=tuple(one[images] for one in seen.maps), begun=begun)
+
+
+def inputs(seen: Seen) -> list[Tensor]:
+    """The tensors that a host reads."""
+    return list(seen.maps) if seen.begun is None else [seen.begun.tokens]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, (case[0], *case[1]))))
+def case(request: pytest.FixtureRequest) -> tuple[str, tuple[int, ...]]:
+    found: tuple[str, tuple[int, ...]] = request.param
+    return found
 
 
 @pytest.fixture
-def host(kind: str) -> nn.Module:
-    return host_of(kind)
+def made(case: tuple[str, tuple[int, ...]]) -> Made:
+    return Made(*case)
 
 
-def maps(images: int, height: int = 3, width: int = 4) -> Tensor:
-    return torch.randn(images, CHANNELS, height, width, generator=torch.Generator().manual_seed(images))
+def settings(kind: str) -> dict[str, Any]:
+    """The options of a host with their defaults."""
+    found = fields(importlib.import_module(f"stage2_segmentation.hosts.{kind}").Options)
+    return {entry.name: entry.default for entry in found}
+
+
+def narrow(kind: str) -> dict[str, int]:
+    """Widths that take no time."""
+    return {name: 16 for name, value in settings(kind).items() if name.endswith("width") and value is not None}
+
+
+def shared(kind: str) -> dict[str, str]:
+    """One scale for all ranks, where a host has a scale."""
+    return {"rank_scale": "shared"} if "rank_scale" in settings(kind) else {}
 
 
 def ranking_of(*rows: list[int], kappa: int | None = None) -> Ranking:
@@ -55,48 +139,72 @@ def random_ranking(images: int, kappa: int, num_classes: int = K) -> Ranking:
     return top_kappa(torch.rand(images, num_classes, generator=torch.Generator().manual_seed(kappa)), kappa)
 
 
+def logits_of(host: nn.Module, seen: Seen, ranking: Ranking) -> Tensor:
+    prediction: Prediction = host(seen, ranking)
+    return prediction.rank_logits
+
+
 def test_the_known_hosts_are_listed_where_one_is_not_known() -> None:
     assert "segmenter" in host_kinds()
     with pytest.raises(UserError, match=f"host.kind = 'nosuch' is unknown; there are: {', '.join(host_kinds())}"):
-        build_host("nosuch", num_classes=K, in_channels=CHANNELS, kappa=TRAINED)
+        build_host("nosuch", num_classes=K, maps=[MapShape(CHANNELS, 16)], kappa=TRAINED)
 
 
-def test_a_mistyped_option_is_refused(kind: str) -> None:
+def test_a_mistyped_option_is_refused(case: tuple[str, tuple[int, ...]]) -> None:
     with pytest.raises(UserError, match=r"host\.options\.dpeth"):
-        build_host(kind, num_classes=K, in_channels=CHANNELS, kappa=TRAINED, options={"dpeth": 2})
+        Made(*case, dpeth=2)
 
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kappa", range(1, K + 1))
-def test_there_is_one_map_of_logits_per_rank(host: nn.Module, kappa: int, images: int) -> None:
-    logits = host(maps(images), random_ranking(images, kappa))
-    assert logits.shape == (images, kappa, 3, 4)
+def test_there_is_one_map_of_logits_per_rank(made: Made, kappa: int, images: int) -> None:
+    logits = logits_of(made.host(), made.seen(images), random_ranking(images, kappa))
+    assert logits.shape[:2] == (images, kappa)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 3)])
-def test_any_map_size_is_taken_cell_by_cell(host: nn.Module, height: int, width: int) -> None:
-    logits = host(maps(2, height, width), random_ranking(2, 3))
-    assert logits.shape == (2, 3, height, width)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 97), (70, 33), (64, 32)])
+def test_the_cells_cover_images_of_any_size(made: Made, height: int, width: int) -> None:
+    host = made.host()
+    logits = logits_of(host, made.seen(2, height, width), random_ranking(2, 3))
+    for cells, pixels in zip(logits.shape[2:], (height, width), strict=True):
+        assert pixels <= cells * host.cell < pixels + max(made.strides)  # type: ignore[operator]
     assert logits.isfinite().all()
 
 
-def test_rows_and_columns_are_not_mixed_up(kind: str) -> None:
-    """With the weights that training starts from, a change in one cell shows most in that cell's logits."""
-    torch.manual_seed(0)
-    host = build_host(kind, num_classes=K, in_channels=CHANNELS, kappa=TRAINED).eval()
-    features, ranking = maps(1, 3, 5), random_ranking(1, 3)
-    before = host(features, ranking)
-    features[0, :, 1, 3] = maps(2)[1, :, 0, 0] * 3
-    change = (host(features, ranking) - before).abs().sum(1)[0]
-    assert change.argmax().item() == 1 * 5 + 3
+def test_rows_and_columns_are_not_mixed_up(case: tuple[str, tuple[int, ...]]) -> None:
+    """With weights that training starts from, a change in one place shows around that place in the logits. (Layer
+    normalisation over the ranks shows every change as large.)"""
+    made = Made(*case, **shared(case[0]))
+    coarsest, ranking = max(made.strides), random_ranking(1, 3)
+    changes = torch.zeros(3, 5)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        host, seen = made.as_new(), made.seen(1, 3 * coarsest, 5 * coarsest)
+        before = logits_of(host, seen, ranking)
+        if seen.begun is not None:
+            changed = seen.begun.tokens.clone()
+            patch = changed.shape[1] - 3 * 5 + 1 * 5 + 3
+            changed[:, patch] = 3 * made.seen(2).begun.tokens[1, -1]  # type: ignore[union-attr]
+            seen = replace(seen, begun=replace(seen.begun, tokens=changed))
+        for one, other, stride in zip(seen.maps, made.seen(2).maps, made.strides, strict=False):
+            cells = coarsest // stride
+            one[:, :, cells : 2 * cells, 3 * cells : 4 * cells] = 3 * other[1, :, :1, :1]
+        change = (logits_of(host, seen, ranking) - before).abs().sum(1)
+        changes += F.adaptive_avg_pool2d(change.detach(), (3, 5))[0]
+    around = changes - changes.amin()
+    rows, columns = around.sum(1), around.sum(0)
+    assert (rows @ torch.arange(3.0) / rows.sum()).item() == pytest.approx(1, abs=0.5)
+    assert (columns @ torch.arange(5.0) / columns.sum()).item() == pytest.approx(3, abs=0.5)
 
 
-def test_every_parameter_gets_a_finite_gradient(host: nn.Module) -> None:
+def test_every_parameter_gets_a_finite_gradient(made: Made) -> None:
     """κ as in training; tables with one row per label get none in the rows that are not ranked."""
-    ranking = ranking_of([4, 1, 0], [1, 4, 2])
-    host(maps(2), ranking).square().sum().backward()
+    host, ranking = made.host().train(), ranking_of([4, 1, 0], [1, 4, 2])
+    prediction = host(made.seen(2), ranking)
+    logits = [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
+    torch.stack([one.square().sum() for one in logits]).sum().backward()
     for name, parameter in host.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -105,85 +213,123 @@ def test_every_parameter_gets_a_finite_gradient(host: nn.Module) -> None:
             assert [bool(row.any()) for row in parameter.grad != 0] == [True, True, True, False, True], name
 
 
-def test_a_batch_of_two_is_two_batches_of_one(host: nn.Module) -> None:
-    features, ranking = maps(2), random_ranking(2, 4)
-    together = host(features, ranking)
+def test_only_training_has_an_auxiliary_loss_and_it_counts(made: Made) -> None:
+    host, seen, ranking = made.host(), made.seen(2), ranking_of([4, 1, 0], [1, 4, 2])
+    assert host(seen, ranking).auxiliary == ()
+    mask = torch.randint(K, (2, 45, 61), generator=torch.Generator().manual_seed(0))
+    prediction = host.train()(seen, ranking)
+    alone = replace(prediction, auxiliary=())
+    both, main = (prediction_loss(p, mask, ranking, K, cell=host.cell)[0] for p in (prediction, alone))  # type: ignore[arg-type]
+    assert (both > main) if prediction.auxiliary else torch.equal(both, main)
+
+
+def test_a_batch_of_two_is_two_batches_of_one(made: Made) -> None:
+    host, seen, ranking = made.host(), made.seen(2), random_ranking(2, 4)
+    together = logits_of(host, seen, ranking)
     for image in range(2):
-        alone = host(features[image : image + 1], ranking[image : image + 1])
-        torch.testing.assert_close(together[image : image + 1], alone, rtol=1e-4, atol=1e-4)
+        one = slice(image, image + 1)
+        alone = logits_of(host, some(seen, one), ranking[one])
+        torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_the_labels_at_the_ranks_matter(host: nn.Module) -> None:
-    features = maps(1)
-    first, second = host(features, ranking_of([0, 1, 2])), host(features, ranking_of([0, 1, 3]))
+def test_the_labels_at_the_ranks_matter(made: Made) -> None:
+    host, seen = made.host(), made.seen(1)
+    first, second = (logits_of(host, seen, ranking_of([0, 1, last])) for last in (2, 3))
     assert not torch.allclose(first[:, 2], second[:, 2], atol=1e-2)
 
 
-def test_permuted_ranks_give_permuted_logits_where_all_share_a_scale(kind: str) -> None:
-    options = importlib.import_module(f"stage2_segmentation.hosts.{kind}").Options
-    if "rank_scale" not in {field.name for field in dataclasses.fields(options)}:
-        pytest.skip(f"{kind} has no rank_scale")
-    host = host_of(kind, rank_scale="shared")
-    features, order = maps(2), torch.tensor([2, 0, 3, 1])
+def test_permuted_ranks_give_permuted_logits_where_all_share_a_scale(case: tuple[str, tuple[int, ...]]) -> None:
+    made = Made(*case, **shared(case[0]))
+    host, seen, order = made.host(), made.seen(2), torch.tensor([2, 0, 3, 1])
     ranking = random_ranking(2, 4)
     permuted = Ranking(ranking.labels[:, order], ranking.scores, ranking.valid)
-    torch.testing.assert_close(host(features, permuted), host(features, ranking)[:, order], rtol=1e-4, atol=1e-4)
+    found = logits_of(host, seen, permuted)
+    torch.testing.assert_close(found, logits_of(host, seen, ranking)[:, order], rtol=1e-4, atol=1e-4)
 
 
-def test_all_labels_in_order_of_id_are_the_complete_ranking(host: nn.Module) -> None:
+def test_all_labels_in_order_of_id_are_the_complete_ranking(made: Made) -> None:
     """However probable they are: scores order the labels and do nothing else."""
-    features, ranked = maps(2), top_kappa(torch.linspace(0.9, 0.1, K).expand(2, -1), K)
-    assert torch.equal(host(features, ranked), host(features, complete_ranking(2, K)))
+    host, seen = made.host(), made.seen(2)
+    ranked = top_kappa(torch.linspace(0.9, 0.1, K).expand(2, -1), K)
+    assert torch.equal(logits_of(host, seen, ranked), logits_of(host, seen, complete_ranking(2, K)))
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_scale": "rank"}, {"rank_scale": "shared"}, {"unbiased": True}])
-def test_padding_ranks_influence_nothing(kind: str, options: dict[str, Any]) -> None:
+def test_padding_ranks_influence_nothing(case: tuple[str, tuple[int, ...]], options: dict[str, Any]) -> None:
     """Image 1 with two labels, padded to four ranks by its neighbour, is as alone with two."""
-    known = importlib.import_module(f"stage2_segmentation.hosts.{kind}").Options.__dataclass_fields__
-    if not set(options) <= set(known):
-        pytest.skip(f"{kind} has no {', '.join(options)}")
-    host, features = host_of(kind, **options), maps(2)
-    padded = host(features, ranking_of([3, 1, 4, 0], [4, 2]))
-    alone = host(features[1:], ranking_of([4, 2]))
+    if not set(options) <= set(settings(case[0])):
+        pytest.skip(f"{case[0]} has no {', '.join(options)}")
+    made = Made(*case, **options)
+    host, seen = made.host(), made.seen(2)
+    padded = logits_of(host, seen, ranking_of([3, 1, 4, 0], [4, 2]))
+    alone = logits_of(host, some(seen, slice(1, 2)), ranking_of([4, 2]))
     torch.testing.assert_close(padded[1:, :2], alone, rtol=1e-4, atol=1e-4)
     assert (padded[1, 2:] == PADDING_LOGIT).all()
-    torch.testing.assert_close(padded[:1], host(features[:1], ranking_of([3, 1, 4, 0])), rtol=1e-4, atol=1e-4)
+    full = logits_of(host, some(seen, slice(0, 1)), ranking_of([3, 1, 4, 0]))
+    torch.testing.assert_close(padded[:1], full, rtol=1e-4, atol=1e-4)
 
 
-def test_padding_ranks_get_no_gradient(host: nn.Module) -> None:
+def test_padding_ranks_get_no_gradient(made: Made) -> None:
     """The label that stands at padding ranks (0) is not learnt through them."""
-    host(maps(1), ranking_of([4, 2], kappa=4)).sum().backward()
+    host = made.host().train()
+    prediction: Prediction = host(made.seen(1), ranking_of([4, 2], kappa=4))
+    logits = [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
+    torch.stack([one.sum() for one in logits]).sum().backward()
     for parameter in host.parameters():
         if parameter.shape[0] == K:
             assert parameter.grad is not None
             assert (parameter.grad[0] == 0).all()
 
 
-def test_an_image_without_labels_gives_finite_logits_and_gradients(host: nn.Module) -> None:
-    features, ranking = maps(2).requires_grad_(), ranking_of([], [1, 3])
-    logits = host(features, ranking)
-    assert (logits[0] == PADDING_LOGIT).all()
-    torch.testing.assert_close(logits[1:], host(features[1:], ranking_of([1, 3])), rtol=1e-4, atol=1e-4)
-    F.cross_entropy(logits, torch.zeros(2, 3, 4, dtype=torch.int64)).backward()
-    gradients = [features.grad, *(p.grad for p in host.parameters())]
+def test_an_image_without_labels_gives_finite_logits_and_gradients(made: Made) -> None:
+    host, seen, ranking = made.host().train(), made.seen(2), ranking_of([], [1, 3])
+    given = [one.requires_grad_() for one in inputs(seen)]
+    prediction = host(seen, ranking)
+    assert (prediction.rank_logits[0] == PADDING_LOGIT).all()
+    for logits in (prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)):
+        target = torch.zeros((2, *logits.shape[2:]), dtype=torch.int64)
+        F.cross_entropy(logits, target).backward(retain_graph=True)
+    gradients = [one.grad for one in (*given, *host.parameters())]
     assert all(g is None or g.isfinite().all() for g in gradients)
+    logits, alone = logits_of(host.eval(), seen, ranking), logits_of(host, some(seen, slice(1, 2)), ranking_of([1, 3]))
+    torch.testing.assert_close(logits[1:], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_changes_little_and_gives_single_precision(host: nn.Module) -> None:
-    features, ranking = maps(2), ranking_of([3, 1, 4], [4, 2])
-    exact = host(features, ranking)
+def test_a_batch_without_a_label_teaches_nothing(made: Made) -> None:
+    host, ranking = made.host().train(), random_ranking(2, 3)
+    mask = torch.full((2, 45, 61), IGNORE)
+    loss, figures = prediction_loss(host(made.seen(2), ranking), mask, ranking, K, cell=host.cell)  # type: ignore[arg-type]
+    loss.backward()
+    assert loss.item() == 0
+    assert figures["kept"].item() == 0
+    assert all(p.grad is None or (p.grad == 0).all() for p in host.parameters())
+
+
+def test_autocast_changes_little_and_gives_single_precision(made: Made) -> None:
+    host, seen, ranking = made.host(), made.seen(2), ranking_of([3, 1, 4], [4, 2])
+    exact = logits_of(host, seen, ranking)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = host(features, ranking)
+        rough = logits_of(host, seen, ranking)
     assert rough.dtype == torch.float32
     assert (rough[1, 2] == PADDING_LOGIT).all()
     assert (rough - exact)[exact > PADDING_LOGIT].abs().mean() < 0.1 * exact[exact > PADDING_LOGIT].std()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_tensor_has_an_axis_of_all_labels(kind: str, precision: str) -> None:
-    host = host_of(kind, num_classes=PRIME, kappa=7)
-    ranking = random_ranking(2, 7, PRIME)
+def test_no_tensor_has_an_axis_of_all_labels(made: Made, precision: str) -> None:
+    host = made.host(num_classes=PRIME, kappa=7).train()
+    seen, ranking = made.seen(2), random_ranking(2, 7, PRIME)
     with Created(host) as created, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        host(maps(2), ranking)
+        host(seen, ranking)
     assert len(created.tensors) > 5
     assert created.shapes_with(PRIME) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_host_gives_the_same(made: Made) -> None:
+    host, seen = made.host(), made.seen(2)
+    compiled: Any = torch.compile(host, backend="aot_eager")
+    for ranking in (random_ranking(2, 3), ranking_of([3, 1, 4], [4, 2])):
+        with torch.no_grad():
+            found = logits_of(compiled, seen, ranking)
+        torch.testing.assert_close(found, logits_of(host, seen, ranking), rtol=1e-4, atol=1e-4)

@@ -157,6 +157,25 @@ def test_other_inputs_are_another_run(run: RunDirectory) -> None:
     assert read_record(run.path)["inputs"] == {}
 
 
+def with_progress(tmp_path: Path, config: dict[str, Any]) -> None:
+    opened(tmp_path / "run", config).save_state(State(1, {}))
+
+
+def test_a_setting_that_is_younger_than_a_run_may_have_the_value_of_before(tmp_path: Path) -> None:
+    with_progress(tmp_path, {"lr": 0.1})
+    opened(tmp_path / "run", {"lr": 0.1, "compile": False, "negatives": None})
+    with pytest.raises(UserError, match="compile is None there, True here"):
+        opened(tmp_path / "run", {"lr": 0.1, "compile": True})
+
+
+def test_an_option_that_was_not_given_is_not_zero(tmp_path: Path) -> None:
+    """Its default may be another: labels.options.dropout is 0.1 where it is left out."""
+    with_progress(tmp_path, {"labels": {"options": {"heads": 2}}})
+    with pytest.raises(UserError, match=r"labels\.options\.dropout is None there, 0 here"):
+        opened(tmp_path / "run", {"labels": {"options": {"heads": 2, "dropout": 0}}})
+    opened(tmp_path / "run", {"labels": {"options": {"heads": 2, "chunk": None}}})
+
+
 def test_many_differences_are_counted(run: RunDirectory) -> None:
     run.save_state(State(1, {"a": torch.ones(1)}))
     with pytest.raises(UserError, match=r"\(and 1 more\); choose another --out"):

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from kappaseg_core.backbones import build_backbone
 from kappaseg_core.checkpoint import RunDirectory
 from kappaseg_core.compiling import compile_parts
+from kappaseg_core.config import BackboneConfig
 from tests.kappaseg_core.test_loop import LOOP, Killed, Net, contents, train
 
 COMPILED = replace(LOOP, steps=6, log_every=1, compile=True)
@@ -50,7 +52,9 @@ def test_where_the_compiler_fails_training_goes_on_without_and_says_so(
     ]
 
 
-def test_only_calls_that_record_a_gradient_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kinds of the parts whose compiled call was made, in turn."""
     calls: list[str] = []
 
     def compile(self: nn.Module) -> None:
@@ -61,6 +65,17 @@ def test_only_calls_that_record_a_gradient_are_compiled(monkeypatch: pytest.Monk
         self._compiled_call_impl = counted
 
     monkeypatch.setattr(nn.Module, "compile", compile)
+    return calls
+
+
+def test_all_maps_of_a_backbone_come_from_its_compiled_network(calls: list[str]) -> None:
+    backbone = build_backbone(BackboneConfig(kind="small_cnn", name="4"))
+    compile_parts(nn.ModuleDict({"backbone": backbone}))
+    backbone.maps(torch.randn(1, 3, 32, 32))
+    assert calls == [type(backbone.network).__name__]
+
+
+def test_only_calls_that_record_a_gradient_are_compiled(calls: list[str]) -> None:
     network = Net().eval()
     names = list(network.state_dict())
     compile_parts(network)

@@ -24,15 +24,15 @@ class Draws:
     def __len__(self) -> int:
         return SAMPLES
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
+    def make(self, index: int, seed: int) -> tuple[tuple[Tensor, ...], Tensor, str]:
         number = torch.rand(1, generator=torch.Generator().manual_seed(seed))
-        return number, torch.tensor([index, 0]), f"image-{index}"
+        return (number,), torch.tensor([index, 0]), f"image-{index}"
 
 
 def content(batch: Batch) -> tuple[object, ...]:
     assert batch.features is not None
     assert batch.labels is not None
-    return batch.image_id, batch.features.flatten().tolist(), batch.labels.tolist()
+    return batch.image_id, batch.features[0].flatten().tolist(), batch.labels.tolist()
 
 
 def fed(loop: LoopConfig = LOOP, place: Placement | None = None, first_step: int = 0) -> list[tuple[object, ...]]:

@@ -46,10 +46,12 @@ def test_views_become_a_batch_of_normalised_images_with_their_own_blanks() -> No
 
 
 def test_features_and_labels_pass_as_they_are() -> None:
-    samples = [(torch.full((2, 1, 1), n / 3), torch.tensor([n, 1 - n], dtype=torch.uint8), "ab"[n]) for n in range(2)]
+    maps = [(torch.full((2, 1, 1), n / 3), torch.full((1, 2, 3), n / 7)) for n in range(2)]
+    samples = [(maps[n], torch.tensor([n, 1 - n], dtype=torch.uint8), "ab"[n]) for n in range(2)]
     batch = collate(samples, target="labels").batch("cpu")
     assert batch.image is None and batch.mask is None
-    assert batch.features is not None and torch.equal(batch.features[1], samples[1][0])
+    assert batch.features is not None
+    assert all(torch.equal(one[n], maps[n][level]) for level, one in enumerate(batch.features) for n in range(2))
     assert batch.labels is not None and batch.labels.dtype == torch.float32
     assert batch.labels.tolist() == [[0, 1], [1, 0]]
 

@@ -163,6 +163,7 @@ def test_sizes_that_do_not_fit_are_one_clear_error(head: Heads) -> None:
         ({"heads": 3}, "multiple of 4 and of its 3 attention heads"),
         ({"width": 6, "heads": 2}, "head width 6"),
         ({"decoder_layers": 0}, "0 decoder layers"),
+        ({"decoder_layers": -1}, "decoder layers, wanted at least 1"),
         ({"chunk": 0}, "chunk 0"),
     ):
         with pytest.raises(UserError, match=message):

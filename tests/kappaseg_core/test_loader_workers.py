@@ -37,8 +37,8 @@ class Numbered:
     def __len__(self) -> int:
         return 5
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
-        return torch.tensor(float(self.number())), torch.tensor([index]), "sample"
+    def make(self, index: int, seed: int) -> tuple[tuple[Tensor, ...], Tensor, str]:
+        return (torch.tensor(float(self.number())),), torch.tensor([index]), "sample"
 
     def number(self) -> int:
         return os.getpid()
@@ -86,11 +86,25 @@ def test_batches_do_not_depend_on_how_workers_are_started(start: str) -> None:
     )
 
 
+def test_the_training_process_makes_samples_in_one_thread_and_trains_in_all() -> None:
+    class Asked(Numbered):
+        def number(self) -> int:
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        stream = batches(Asked(), "labels", LOOP, Placement())
+        assert [(next(stream).features[0].tolist(), torch.get_num_threads()) for _ in range(3)] == [([1, 1], 2)] * 3  # type: ignore[index]
+    finally:
+        torch.set_num_threads(before)
+
+
 def numbers(made: Numbered, workers: int) -> set[int]:
     loop = replace(LOOP, loader_workers=workers)
     with lost_workers_told():
         found = [batch.features for batch in batches(made, "labels", loop, Placement())]
-    return {int(number) for features in found if features is not None for number in features}
+    return {int(number) for maps in found if maps is not None for number in maps[0]}
 
 
 def test_workers_live_as_long_as_the_training_and_no_longer() -> None:
@@ -141,7 +155,7 @@ if __name__ == "__main__":
     loop = LoopConfig(steps=10**6, batch_size=2, loader_workers=2, loader_start=sys.argv[1])
     seen = set()
     for batch in batches(Numbered(), "labels", loop, Placement()):
-        seen |= {int(number) for number in batch.features}
+        seen |= {int(number) for number in batch.features[0]}
         if len(seen) == 2:
             print(*seen, flush=True)
             time.sleep(60)

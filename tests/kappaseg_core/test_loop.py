@@ -32,10 +32,10 @@ class Noise:
     def __len__(self) -> int:
         return 7
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
+    def make(self, index: int, seed: int) -> tuple[tuple[Tensor], Tensor, str]:
         generator = torch.Generator().manual_seed(seed % 2**31)
         image = torch.randn(3, 4, 4, generator=generator) + index
-        return image, torch.tensor([index % 2, 1 - index % 2]), f"image-{index}"
+        return (image,), torch.tensor([index % 2, 1 - index % 2]), f"image-{index}"
 
 
 class Net(nn.Module):
@@ -56,7 +56,8 @@ class NetTask(nn.Module):
         self.model = Net(dropout)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = nn.functional.binary_cross_entropy_with_logits(self.model(batch.features), batch.labels)
+        assert batch.features is not None
+        loss = nn.functional.binary_cross_entropy_with_logits(self.model(batch.features[0]), batch.labels)
         return loss, {"twice": 2 * loss.detach()}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:

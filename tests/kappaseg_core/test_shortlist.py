@@ -69,6 +69,13 @@ def test_a_case_worked_by_hand() -> None:
     torch.testing.assert_close(merged(first, labels, logits), expected)
 
 
+@pytest.mark.parametrize("lowest", [-12.0, -9.7, -3.0, 0.0, 2.9])
+def test_the_margin_outlives_half_precision(lowest: float) -> None:
+    """Scores are rounded to it before they are sorted (stage1_multilabel.scoring)."""
+    scores = torch.sigmoid(torch.tensor([lowest, lowest - MARGIN])).half()
+    assert scores[0] > scores[1]
+
+
 def test_equal_labels_are_picked_in_order_of_id() -> None:
     assert picked(torch.zeros(1, 4), 2).tolist() == [[0, 1]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def test_stored_features_are_the_live_ones(tmp_path: Path) -> None:
     assert len(bank) == len(scenes)
     for index in range(len(scenes)):
         for view in range(VIEWS):
-            features, target, image_id = bank.make(index, view)
+            (features,), target, image_id = bank.make(index, view)
             image, mask, name = examples.make(index, seed_of(4, "view", index, view))
             with torch.no_grad():
                 live = backbone(image.normalised()[None])[0]
@@ -113,10 +114,38 @@ def test_stored_features_are_the_live_ones(tmp_path: Path) -> None:
 
 def test_the_seed_picks_the_view(tmp_path: Path) -> None:
     bank, _ = bank_of(Config(str(tmp_path)))
-    views = [bank.make(2, seed)[0] for seed in range(VIEWS)]
+    views = [bank.make(2, seed)[0][0] for seed in range(VIEWS)]
     assert not torch.equal(views[0], views[1])
     for seed in (5, 11, 2**62 + 1):
-        assert torch.equal(bank.make(2, seed)[0], views[seed % VIEWS])
+        assert torch.equal(bank.make(2, seed)[0][0], views[seed % VIEWS])
+
+
+def test_a_loader_worker_opens_the_bank_anew(tmp_path: Path) -> None:
+    """Its files may be larger than the memory of a worker that is handed a copy."""
+    bank, _ = bank_of(Config(str(tmp_path)))
+    handed = pickle.dumps(bank)
+    assert len(handed) < 1000
+    (features,), target, image_id = pickle.loads(handed).make(1, 5)
+    (own,), own_target, own_id = bank.make(1, 5)
+    assert torch.equal(features, own) and torch.equal(target, own_target) and image_id == own_id
+
+
+def test_views_are_made_in_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a bank is the same whatever the number of threads."""
+    threads, make = [], Noisy.make
+
+    def counted(self: Noisy, index: int, seed: int) -> Any:
+        threads.append(torch.get_num_threads())
+        return make(self, index, seed)
+
+    monkeypatch.setattr(Noisy, "make", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bank_of(Config(str(tmp_path)))
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_same_settings_find_the_bank_again(tmp_path: Path) -> None:
@@ -125,7 +154,7 @@ def test_the_same_settings_find_the_bank_again(tmp_path: Path) -> None:
     assert examples.made == len(Scenes()) * VIEWS
     second, examples = bank_of(replace(config, loop=replace(config.loop, steps=7, batch_size=2, loader_workers=1)))
     assert examples.made == 0
-    assert torch.equal(first.make(3, 1)[0], second.make(3, 1)[0])
+    assert torch.equal(first.make(3, 1)[0][0], second.make(3, 1)[0][0])
 
 
 @pytest.mark.parametrize(

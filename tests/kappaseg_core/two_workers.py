@@ -84,7 +84,8 @@ class Task(nn.Module):
         self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model(batch.features).square().mean(), {}
+        assert batch.features is not None
+        return self.model(batch.features[0]).square().mean(), {}
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.parameters()), "lr_factor": 1.0, "weight_decay": 0.0}]
@@ -94,8 +95,8 @@ class Points:
     def __len__(self) -> int:
         return 5
 
-    def make(self, index: int, seed: int) -> tuple[Tensor, Tensor, str]:
-        return torch.tensor([index, 1.0]), torch.ones(1), str(index)
+    def make(self, index: int, seed: int) -> tuple[tuple[Tensor], Tensor, str]:
+        return (torch.tensor([index, 1.0]),), torch.ones(1), str(index)
 
 
 def trained(here: Placement, folder: Path, loop: LoopConfig, values: Iterator[float]) -> Summary:

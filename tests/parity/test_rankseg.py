@@ -69,7 +69,9 @@ Network = Callable[[str], tuple[Reference, SegmentationModel]]
 def test_the_mask_transformer_with_all_labels_is_the_published_segmenter(network: Network) -> None:
     stored, model = network("segmenter_mask_transformer")
     x = stored.arrays["x"]
-    close(model.segment(model.read(x), complete_ranking(len(x), stored.sizes["K"])), stored.arrays["masks"])
+    close(
+        model.segment(model.read([x]), complete_ranking(len(x), stored.sizes["K"])).rank_logits, stored.arrays["masks"]
+    )
 
 
 @pytest.fixture
@@ -82,10 +84,10 @@ def joint(network: Network) -> tuple[Reference, SegmentationModel]:
 def run(joint: tuple[Reference, SegmentationModel]) -> tuple[Tensor, Ranking, Tensor]:
     """Label logits, ranking and rank logits of the joint network."""
     stored, model = joint
-    seen = model.read(stored.arrays["x"])
+    seen = model.read([stored.arrays["x"]])
     assert seen.label_logits is not None
     ranking = top_kappa(seen.label_logits.sigmoid(), stored.sizes["topk"])
-    return seen.label_logits, ranking, model.segment(seen, ranking)
+    return seen.label_logits, ranking, model.segment(seen, ranking).rank_logits
 
 
 def test_the_joint_head_gives_the_published_label_logits(joint: tuple[Reference, SegmentationModel]) -> None:
@@ -120,5 +122,5 @@ def test_the_oracle_head_is_the_published_one(network: Network) -> None:
     stored, model = network("rankseg_gt_oracle")
     classes = stored.sizes["K"]
     ranking = oracle_ranking(presence(label_map_of(stored), classes))
-    ours = model.segment(model.read(stored.arrays["x"]), ranking)
+    ours = model.segment(model.read([stored.arrays["x"]]), ranking).rank_logits
     close(scattered(ours, ranking, classes), stored.arrays["masks"])

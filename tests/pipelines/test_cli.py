@@ -29,7 +29,7 @@ from tests.settings_files import FILES, ROOT, kind_of, verb_of
 
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
         "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "panoptic": DataConfig,
-        "serve": ServeConfig, "bench": Stage2Config}  # fmt: skip
+        "serve": ServeConfig, "bench network": Stage2Config, "bench data": Stage2Config}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 
@@ -200,7 +200,7 @@ def test_what_needs_no_network_loads_no_torch(chain: Any, words: list[str]) -> N
 @pytest.mark.parametrize("verb", HELP)
 def test_help_names_every_setting(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     printed = capsys.readouterr().out
     assert left.value.code == 0
     shown = {name.replace("-", "_") for name in re.findall(r"--([a-z][\w.-]*)", printed)}
@@ -222,7 +222,7 @@ def test_every_verb_stands_in_the_help(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    for verb in (*HELP, "demo", "export", "lookup", "cache", "cost"):
+    for verb in (*(words.split()[0] for words in HELP), "demo", "export", "lookup", "cache", "cost"):
         assert re.search(rf"^    {verb}\s", printed, re.MULTILINE)
 
 

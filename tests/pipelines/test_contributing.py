@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from kappaseg_core.backbones import backbone_kinds, build_backbone
+from kappaseg_core.backbones import MapShape, backbone_kinds, build_backbone
 from kappaseg_core.config import BackboneConfig, DataConfig, build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking
@@ -25,6 +25,7 @@ from stage1_multilabel.train import train_classifier
 from stage2_segmentation.branches import branch_kinds
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.hosts import build_host, host_kinds
+from stage2_segmentation.structures import Seen
 from stage2_segmentation.train import train_segmentation
 
 ROOT = Path(__file__).parents[2]
@@ -120,13 +121,13 @@ def test_the_data_set_names_a_missing_file(data: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("added")
 def test_the_host_is_not_moved_by_padding() -> None:
     host = build_host(
-        SETTINGS["host"]["kind"], num_classes=K, in_channels=4, kappa=3, options=SETTINGS["host"]["options"]
+        SETTINGS["host"]["kind"], num_classes=K, maps=[MapShape(4, 8)], kappa=3, options=SETTINGS["host"]["options"]
     )
-    features = torch.randn(1, 4, 2, 3)
+    seen = Seen(torch.randn(1, 4, 2, 3))
     two = Ranking(torch.tensor([[3, 1]]), torch.tensor([[0.9, 0.2]]), torch.tensor([[True, True]]))
     padded = Ranking(*(torch.cat([part, part.new_zeros(1, 1)], dim=1) for part in (two.labels, two.scores, two.valid)))
-    logits = host(features, padded)
-    torch.testing.assert_close(logits[:, :2], host(features, two))
+    logits = host(seen, padded).rank_logits
+    torch.testing.assert_close(logits[:, :2], host(seen, two).rank_logits)
     assert (logits[:, 2] == PADDING_LOGIT).all()
 
 

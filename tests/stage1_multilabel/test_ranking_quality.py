@@ -91,6 +91,6 @@ def test_all_numbers_are_floats_that_a_record_can_hold() -> None:
 
 
 def test_without_any_truth_the_numbers_are_not_numbers_and_no_error() -> None:
-    found = ranking_quality(SCORES, np.zeros_like(TRUTH), TRAIN)
+    found = ranking_quality(SCORES, np.zeros_like(TRUTH), TRAIN, shortlist=2)
     assert found.pop("mAP_labels") == 0
     assert all(math.isnan(value) for value in found.values())

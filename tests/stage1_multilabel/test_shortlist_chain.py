@@ -46,7 +46,7 @@ def test_a_stored_ranking_is_the_live_one(tmp_path: Path, head: HeadConfig) -> N
         torch.testing.assert_close(found.scores[0], torch.from_numpy(stored.scores[row]).float(), rtol=2e-3, atol=0)
         assert (found.labels[0].numpy() == stored.labels[row]).mean() > 0.8  # scores alike to a digit may change places
     if isinstance(live.model.head, Shortlisted):
-        features = live.model.backbone(live.prepared(scenes.image(0))[None])
+        features = live.model.backbone(live.images.normalise(live.prepared(scenes.image(0))[None]))
         listed = live.model.head.first(features).topk(S).indices[0].tolist()
         assert set(stored.labels[0, :S].tolist()) == set(listed)
 

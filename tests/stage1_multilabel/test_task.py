@@ -98,7 +98,7 @@ def test_a_sample_costs_the_labels_in_it() -> None:
     head.decoder[0].register_forward_hook(lambda _, inputs, out: widths.append(out.shape[1]))
     labels = torch.zeros(B, 1000)
     labels[:, 77] = 1
-    task(Batch(("",) * B, features=torch.randn(B, C, 2, 2), labels=labels))
+    task(Batch(("",) * B, features=(torch.randn(B, C, 2, 2),), labels=labels))
     assert widths == [4]
 
 

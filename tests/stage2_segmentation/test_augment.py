@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
+from benchmarks.plain_feeding import in_whole_images
 from kappaseg_core.ranking import IGNORE
 from kappaseg_core.seeding import seed_of, seeded
 from kappaseg_core.structures import Scene
@@ -182,28 +180,6 @@ def test_many_labels_are_stored_wide_enough() -> None:
     assert mask.max() == 200 * 200 - 1
 
 
-def in_whole_images(scene: Scene, augment: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """The published order written plainly, on torchvision: everything is done to the whole scaled image and mask."""
-    image, mask = tv_tensors.Image(torch.from_numpy(scene.image)), tv_tensors.Mask(torch.from_numpy(scene.mask)[None])
-    size = scaled_size(scene.mask.shape, augment.short_side, float(torch.empty(()).uniform_(*augment.scale)))
-    image = F.resize(image, list(size), antialias=True)
-    mask = F.resize(mask, list(size), InterpolationMode.NEAREST_EXACT)
-    height, width = min(augment.crop, size[0]), min(augment.crop, size[1])
-    for _ in range(TRIES):
-        top, left = int(torch.randint(size[0] - height + 1, ())), int(torch.randint(size[1] - width + 1, ()))
-        counts = torch.bincount(mask[0, top : top + height, left : left + width].flatten().long() + 1)[1:]
-        if counts.sum() and int(counts.max()) / int(counts.sum()) <= augment.max_share:
-            break
-    image, mask = F.crop(image, top, left, height, width), F.crop(mask, top, left, height, width)
-    if torch.rand(()) < augment.flip:
-        image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-    if augment.photometric:
-        image = v2.RandomPhotometricDistort()(image)
-    image = F.normalize(F.to_dtype(image, torch.float32, scale=True), [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
-    missing = [0, 0, augment.crop - width, augment.crop - height]
-    return F.pad(image, missing, fill=0.0), F.pad(mask, missing, fill=IGNORE)[0]
-
-
 @pytest.mark.parametrize("photometric", [False, True])
 @pytest.mark.parametrize("crop", [20, 56, 150])
 def test_a_view_is_the_one_of_whole_images_bit_for_bit(crop: int, photometric: bool) -> None:
@@ -213,7 +189,7 @@ def test_a_view_is_the_one_of_whole_images_bit_for_bit(crop: int, photometric: b
     for seed in range(20):
         view, mask, _ = examples.make(seed % 3, seed)
         with seeded(seed):
-            wanted, wanted_mask = in_whole_images(scenes[seed % 3], augment)
-        assert torch.equal(view.normalised(), wanted.as_subclass(Tensor))
+            wanted, wanted_mask = in_whole_images(scenes[seed % 3], augment, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+        assert torch.equal(view.normalised(), wanted)
         assert np.array_equal(mask, wanted_mask)
         assert view.pixels.is_contiguous() and view.pixels.dtype == torch.uint8 and mask.flags.c_contiguous

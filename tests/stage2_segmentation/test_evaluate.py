@@ -17,7 +17,6 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking, top_kappa
 from kappaseg_core.structures import Scene
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
 from stage2_segmentation.evaluate import (
     Evaluation,
@@ -28,6 +27,7 @@ from stage2_segmentation.evaluate import (
 )
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
+from stage2_segmentation.structures import Prediction, Seen
 
 HERE = Placement()
 AS_IT_IS = InferenceConfig(short_side=None)
@@ -44,10 +44,10 @@ class Reader(nn.Module):
     def look(self, images: Tensor) -> Seen:
         return Seen(images)
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction:
         images = seen.features
         logits = -(images[:, :1] - ranking.labels[:, :, None, None]).abs()
-        return logits.masked_fill(~ranking.valid[:, :, None, None], PADDING_LOGIT)
+        return Prediction(logits.masked_fill(~ranking.valid[:, :, None, None], PADDING_LOGIT))
 
 
 class Tiny:

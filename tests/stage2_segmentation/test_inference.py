@@ -13,11 +13,11 @@ from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking, top_kappa
 from stage2_segmentation import pixels, rank_maps
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 from stage2_segmentation.inference import corners, pieces_of_views, segmented
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
 from stage2_segmentation.rank_maps import Piece, best_ranks, can_win, rank_scores
+from stage2_segmentation.structures import Prediction, Seen
 from tests.tensors import PRIME, Created
 
 K, KAPPA, CELL = 7, 3, 4
@@ -38,9 +38,8 @@ class Cells(nn.Module):
     def look(self, images: Tensor) -> Seen:
         return Seen(images)
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
-        logits: Tensor = self(seen.features, ranking)
-        return logits
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction:
+        return Prediction(self(seen.features, ranking))
 
     def forward(self, images: Tensor, ranking: Ranking) -> Tensor:
         self.asked.append(ranking)

@@ -18,7 +18,6 @@ from kappaseg_core.loop import Trainer
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import OwnRanking, Ranking, top_kappa
 from kappaseg_core.structures import Batch
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import (
     AugmentConfig,
     BranchLossConfig,
@@ -33,6 +32,7 @@ from stage2_segmentation.evaluate import evaluate_model, load_segmentation, open
 from stage2_segmentation.inference import segmented, views
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.sources.joint import Joint
+from stage2_segmentation.structures import Prediction, Seen
 from stage2_segmentation.task import SegmentTask, forced_share, recalled
 from stage2_segmentation.train import source_for, train_segmentation
 
@@ -190,9 +190,10 @@ class Windows:
         self.looked += len(images)
         return Seen(images, images.mean((2, 3)))
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Tensor:
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction:
         self.asked.append(ranking)
-        return seen.features.gather(1, ranking.labels[..., None, None].expand(-1, -1, *seen.features.shape[2:]))
+        ranks = ranking.labels[..., None, None].expand(-1, -1, *seen.features.shape[2:])
+        return Prediction(seen.features.gather(1, ranks))
 
 
 def test_a_label_of_one_window_is_ranked_for_the_whole_image() -> None:

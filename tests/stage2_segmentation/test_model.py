@@ -28,8 +28,8 @@ def test_a_network_trained_on_all_labels_gives_the_same_logits_among_a_few(plain
     images = torch.randn(2, 3, 16, 20)
     labels = torch.tensor([[4, 1, 6], [0, 2, 0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    everything = plain(images, complete_ranking(2, K))
-    picked = plain(images, Ranking(labels, torch.rand(2, 3), valid))
+    everything = plain(images, complete_ranking(2, K)).rank_logits
+    picked = plain(images, Ranking(labels, torch.rand(2, 3), valid)).rank_logits
     for image, rank in valid.nonzero().tolist():
         assert torch.equal(picked[image, rank], everything[image, labels[image, rank]])
     assert (picked[1, 2] == PADDING_LOGIT).all()

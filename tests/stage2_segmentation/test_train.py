@@ -194,6 +194,6 @@ def test_forced_labels_take_part_in_the_loss() -> None:
         assert ranking.labels.tolist() == [labels]
         loss, figures = task(batch)
         assert figures["kept"].item() == kept
-        expected = segmentation_loss(model(batch.image, ranking), batch.mask, ranking, K, cell=8)[0]  # type: ignore[arg-type]
+        expected = segmentation_loss(model(batch.image, ranking).rank_logits, batch.mask, ranking, K, cell=8)[0]  # type: ignore[arg-type]
         assert torch.equal(loss, expected)
         assert (loss.item() > 0) is (missed == "force")

@@ -59,8 +59,10 @@ def assert_same(ours: Any, theirs: SegmentationModel) -> None:
             assert a.label_logits is not None
             torch.testing.assert_close(a.label_logits, b.label_logits, rtol=1e-5, atol=1e-5)
             ranking = top_kappa(b.label_logits.sigmoid(), KAPPA)
-        close = {"rtol": 1e-5, "atol": 1e-5 * float(theirs.segment(b, ranking).abs().max())}
-        torch.testing.assert_close(ours.segment(a, ranking), theirs.segment(b, ranking), **close)
+        close = {"rtol": 1e-5, "atol": 1e-5 * float(theirs.segment(b, ranking).rank_logits.abs().max())}
+        torch.testing.assert_close(
+            ours.segment(a, ranking).rank_logits, theirs.segment(b, ranking).rank_logits, **close
+        )
 
 
 def test_the_original_segmenter(imported: Any) -> None:
@@ -159,7 +161,7 @@ def test_the_baseline_by_hand(imported: Any) -> None:
     features = noise(1, WIDTH, 4, 5)
     with torch.no_grad():
         theirs = mask_transformer(published.part(state, "decode_head."), features.flatten(2).mT, heads=4)
-        ours = made.network.segment(made.network.read(features), complete_ranking(1, K))
+        ours = made.network.segment(made.network.read([features]), complete_ranking(1, K)).rank_logits
     torch.testing.assert_close(ours.flatten(2).mT, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
@@ -283,7 +285,7 @@ def test_classes_go_by_name_to_another_list(imported: Any, tmp_path: Any, what: 
     assert 0 < float(table.abs().max()) < 0.2  # a truncated normal of deviation 0.02, not a row of the file
     with torch.no_grad():
         seen = made.network.look(noise(1, 3, IMAGE, IMAGE))
-        assert made.network.segment(seen, complete_ranking(1, 3)).shape[1] == 3
+        assert made.network.segment(seen, complete_ranking(1, 3)).rank_logits.shape[1] == 3
 
 
 def test_kappa_is_no_more_than_the_new_classes(imported: Any, tmp_path: Any) -> None:

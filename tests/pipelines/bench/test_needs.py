@@ -33,7 +33,7 @@ def test_all_labels_upsampled_need_three_maps_of_each_and_kept_ones_nothing(tiny
     few, many = (needs(replace(tiny, classes=k)) for k in (1000, 20_000))
     rows = 19_000 * 8 * 4 / 2**20  # of the table of class embeddings
     assert 4 * rows < many.held - few.held < 5 * rows  # with gradients and two moments, and the sorted scores
-    assert many.step - few.step < 2 * rows  # what the optimiser makes in between
+    assert many.step - few.step < 4.5 * rows  # the moments again, and what the optimiser makes in between
     assert needs(replace(tiny, classes=20_000, train=False)).step == needs(replace(tiny, train=False)).step
 
 
@@ -45,7 +45,7 @@ def test_attention_in_steps_needs_all_of_its_weights(tiny: Variant) -> None:
 
 def test_using_a_network_needs_no_more_than_training_it(tiny: Variant) -> None:
     used, trained = needs(replace(tiny, train=False)), needs(tiny)
-    assert used.step < trained.step and used.held < trained.held and used.held > LIBRARIES_MIB
+    assert used.step < trained.step and used.held < trained.held and used.held > LIBRARIES_MIB["cpu"]
     assert trained.alone == trained.held + trained.step
 
 
@@ -58,6 +58,12 @@ def test_an_estimate_leaves_the_strips_as_they_were(tiny: Variant) -> None:
 def test_training_has_three_times_the_operations_of_use(tiny: Variant) -> None:
     assert flops(tiny) == 3 * flops(replace(tiny, train=False)) > 0
     assert flops(replace(tiny, images=4)) == 2 * flops(tiny)
+
+
+def test_the_backbone_alone_has_the_operations_and_weights_of_the_backbone(tiny: Variant) -> None:
+    alone = replace(tiny, way="backbone")
+    assert 0 < flops(alone) < flops(tiny) and 0 < moved(alone) < moved(tiny)
+    assert flops(replace(alone, classes=1000)) == flops(alone) and moved(replace(alone, classes=1000)) == moved(alone)
 
 
 def test_the_floor_is_the_larger_of_two_times(tiny: Variant) -> None:

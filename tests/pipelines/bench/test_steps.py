@@ -113,6 +113,21 @@ def test_a_network_that_ranks_for_itself_is_measured_with_its_branch(tiny: Varia
         steps.built(replace(joint, train=False, images=images), marked.append)()
 
 
+def test_class_tokens_in_the_backbone_have_no_parts(tiny: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[str] = []
+    network = steps.network
+
+    def joined(variant: Variant) -> SegmentationModel:
+        model = network(variant)
+        model.class_tokens = True
+        monkeypatch.setattr(model, "look", lambda images: model.read(model.backbone(images)))
+        return model
+
+    monkeypatch.setattr(steps, "network", joined)
+    steps.built(tiny, marked.append)()
+    assert not marked
+
+
 def test_without_its_kernel_the_loss_is_computed_strip_by_strip_for_the_time_of_the_block() -> None:
     asked = losses.has_kernel
     with steps.without_kernel():

@@ -37,6 +37,7 @@ from stage1_multilabel.scoring import label_scores
 from stage2_segmentation.config import HostConfig, InferenceConfig, LabelsConfig, SourceConfig, Stage2Config
 from stage2_segmentation.evaluate import segment_image
 from stage2_segmentation.model import build_segmentation
+from stage2_segmentation.structures import Prediction, Seen
 
 K, KAPPA, SIZE = 7, 3, (33, 47)
 CNN = BackboneConfig(kind="small_cnn", name="8")
@@ -305,8 +306,10 @@ def test_a_host_that_reads_the_scores_of_its_ranking_is_refused() -> None:
     """Nobody gives them to an exported segmenter."""
 
     class ByScore(nn.Module):
-        def forward(self, features: Tensor, ranking: Ranking) -> Tensor:
-            return ranking.scores[..., None, None] * features.mean(1, keepdim=True)
+        cell = 8
+
+        def forward(self, seen: Seen, ranking: Ranking) -> Prediction:
+            return Prediction(ranking.scores[..., None, None] * seen.features.mean(1, keepdim=True))
 
     network = segmenter()
     network.network.host = ByScore()

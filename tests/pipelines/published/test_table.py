@@ -96,6 +96,16 @@ def test_every_set_has_both_sizes_of_every_scheme_three_classifiers_and_a_rankin
         assert {f"{data.name}/{stem}" for stem in stems} <= RECIPES.keys()
 
 
+def test_the_networks_of_table_7_have_every_scheme_on_the_sets_of_the_paper() -> None:
+    sets = {
+        "deeplabv3_resnet101": ("coco_stuff10k", "ade20k", "coco_lvis"),
+        "upernet_swin_b": ("coco_stuff10k", "ade20k", "coco_lvis"),
+        "upernet_beit_l": ("coco_stuff10k", "ade20k"),
+    }
+    wanted = {f"{data}/{stem}_{scheme}" for stem, names in sets.items() for data in names for scheme in SCHEMES}
+    assert wanted == {name for name in RECIPES if "deeplab" in name or "upernet" in name}
+
+
 def test_every_published_number_belongs_to_a_recipe() -> None:
     assert PUBLISHED.keys() <= RECIPES.keys()
     assert all(found.where for found in PUBLISHED.values())
@@ -155,6 +165,24 @@ def test_the_header_of_the_long_recipe_of_vit_l_says_what_is_not_of_its_release(
     recipe = RECIPES["coco_stuff10k/segmenter_vit_l_joint_80k"]
     assert recipe.origin == "not in the release, which has 40,000 steps"
     assert "Label loss × 5, as released for ViT-B; the paper lists × 10 alone." in recipe.notes
+
+
+def test_recipes_of_convolutional_heads_are_the_released_ones() -> None:
+    deeplab, swin, beit = (
+        stage2(name)
+        for name in (
+            "coco_stuff10k/deeplabv3_resnet101_joint", "ade20k/upernet_swin_b_joint", "ade20k/upernet_beit_l_joint"
+        )
+    )  # fmt: skip
+    assert (deeplab.optim.lr, deeplab.optim.weight_decay, deeplab.optim.min_lr) == (1e-2, 5e-4, 1e-4)
+    assert (deeplab.loop.steps, deeplab.loop.batch_size, deeplab.labels.lr) == (20_000, 16, 1.0)
+    assert (swin.optim.lr, swin.optim.weight_decay, swin.labels.lr, swin.labels.weight) == (6e-5, 1e-2, 0.1, 10.0)
+    assert (beit.optim.lr, beit.optim.weight_decay, beit.labels.lr, beit.labels.weight) == (2e-5, 5e-2, 0.1, 5.0)
+    assert (beit.augment.crop, beit.inference.window, beit.inference.stride) == (640, 640, 426)
+    for config in (deeplab, swin, beit):
+        assert config.source.kappa == 50 and config.labels.loss.gamma_neg == 2.0
+    plain = stage2("ade20k/upernet_swin_b_baseline")
+    assert (plain.source.train, plain.host.options) == ("complete", {"rank_scale": "none"})
 
 
 @pytest.mark.parametrize(("data", "value"), [("coco_stuff10k", 255), ("ade20k_full", 65535), ("coco_lvis", 65535)])

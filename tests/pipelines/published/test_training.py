@@ -16,7 +16,7 @@ from kappaseg_core.checkpoint import RunDirectory, Summary
 from kappaseg_core.config import load_config
 from kappaseg_core.seeding import seed_of
 from pipelines.published.recipe import RANKER, Recipe
-from pipelines.published.sets import SETS, DataSet
+from pipelines.published.sets import COCO_STUFF10K, SETS, DataSet
 from pipelines.published.table import RECIPES
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
@@ -37,11 +37,26 @@ SMALL = {
         "inference.stride": 32,
     },
 }  # fmt: skip
+#: further settings by the beginning of a recipe's name
+NETWORKS: dict[str, dict[str, object]] = {
+    "deeplabv3": {"backbone.name": "resnet10t", "backbone.options": "{}", "host.options.width": 8},
+    "upernet_swin": {
+        "backbone.name": "swin_tiny_patch4_window7_224", "host.options.width": 8,
+        "backbone.options":
+            "{img_size: 32, embed_dim: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2], window_size: 4}",
+    },
+    "upernet_beit": {
+        "backbone.name": "beit_base_patch16_224", "host.options.width": 8, "host.options.blocks": "[0, 1, 2, 3]",
+        "backbone.options": "{img_size: 32, depth: 4, embed_dim: 8, num_heads: 2}",
+    },
+}  # fmt: skip
 
 
 def marked(recipe: Recipe) -> Any:
     """What differs from another recipe in sizes alone, which are reduced here, is slow."""
-    slow = "vit_l" in recipe.stem or recipe.stem.endswith("80k")
+    of_another_set = "segmenter" not in recipe.stem and recipe.data is not COCO_STUFF10K
+    long = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
+    slow = long or (of_another_set and recipe.verb != "run-stage1")
     return pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if slow else ())
 
 
@@ -52,6 +67,8 @@ STAGE2 = [marked(recipe) for recipe in RECIPES.values() if recipe.verb in ("run-
 def read(kind: Any, recipe: Recipe, data: Path, out: Path, **more: object) -> Any:
     """The committed settings, reduced."""
     given = {**(SHORT | SMALL[kind] if kind in SMALL else {}), "data.root": data, "out": out, **more}
+    if recipe.own:
+        given |= {"host.options.blocks": 1, "loop.precision": "fp32"}
     return load_config(kind, ROOT / recipe.path, [(name, str(value)) for name, value in given.items()])
 
 
@@ -77,8 +94,9 @@ def cache_of(
 def test_a_recipe_of_stage_two_takes_two_steps(
     recipe: Recipe, miniature: Callable[[DataSet], Path], cache_of: Callable[[DataSet], Path], tmp_path: Path
 ) -> None:
+    small = next((given for name, given in NETWORKS.items() if recipe.stem.startswith(name)), {})
     cached = {"source.cache": cache_of(recipe.data)} if recipe.settings["source"]["train"] == "cache" else {}
-    config = read(Stage2Config, recipe, miniature(recipe.data), tmp_path, **cached)
+    config = read(Stage2Config, recipe, miniature(recipe.data), tmp_path, **cached, **small)
     summary = train_segmentation(config)
     torch.manual_seed(seed_of(config.loop.seed, "init"))
     start = build_segmentation(config, recipe.data.classes)
