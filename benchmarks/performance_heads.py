@@ -77,8 +77,10 @@ def price_of_negatives(kept: Mapping[tuple[int, str], Sequence[Mapping[str, Any]
                 [statistics.fmean(run[figure] for run in runs) for runs in (whole, sampled)]
                 for figure in ("recall", "seconds_per_step")
             )
-            speed = f"{time[0] / time[1]:.0f} times as fast"
-            said.append(f"at K = {classes:,} {100 * (lost[0] - lost[1]):.1f} points, a step being {speed}")
+            said.append(
+                f"at K = {classes:,} {100 * (lost[0] - lost[1]):.1f} points, "
+                f"a step being {time[0] / time[1]:.0f} times as fast"
+            )
     return f"At equal steps, sampled negatives lose {'; '.join(said)}."
 
 

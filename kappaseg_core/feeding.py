@@ -34,7 +34,7 @@ from kappaseg_core.structures import Batch
 class Examples(Protocol):
     """Training samples: `make(index, seed)` gives one sample, augmented from `seed` alone.
 
-    A sample is (View or features, target, image_id). Picklable: loader workers that are not forked get a copy.
+    A sample is (View or feature maps, target, image_id). Picklable: loader workers that are not forked get a copy.
     """
 
     def __len__(self) -> int: ...
@@ -83,7 +83,7 @@ def handovers(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Samples made in the training process are made as in a worker: in one thread.
+    """Inside, torch computes in one thread, as samples are made: in the training process as in a worker.
 
     A mean over an image, and with it a view, would depend on the number of threads in its last bits, and threads that
     wait for one another over pieces this small take ten times the processor's time where others want it too.

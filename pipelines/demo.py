@@ -17,17 +17,16 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from PIL import Image
 
 from kappaseg_core.config import load_config
+from kappaseg_core.feeding import one_thread
 from kappaseg_core.files import write_atomic, write_text, writing
 from kappaseg_core.progress import memory_mib, say
 from kappaseg_core.scenes import open_scenes
@@ -59,23 +58,12 @@ def demo(out: Path, *, quick: bool = False) -> str:
     quick: a few steps on a few images, to see in a minute that everything runs; its numbers mean nothing.
     A demo that was stopped goes on where it stood. Raises UserError where `out` holds one of the other length.
     """
-    with one_thread():
+    with one_thread():  # by which tensors as small are computed fastest, above all beside other work
         report = run(out, quick)
     write_report(out / "report.html", report)
     picture = overview(report.examples[0], report.class_names)
     write_atomic(out / "overview.png", partial(picture.save, format="PNG"))
     return "\n".join(["", *report.findings, "", f"everything on one page: {out / 'report.html'}"])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tensors as small as the demo's are computed fastest by one thread, above all beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(out: Path, quick: bool) -> Report:

@@ -90,8 +90,8 @@ class LabelsConfig:
     """The label branch of the joint scheme, on the same backbone as the segmentation network."""
 
     head: str = "none"
-    """module of stage2_segmentation.branches: encoder (1 × TransEnc), decoder (2 × TransDec), pooled (GAP + linear),
-    projected (the released head for DeepLabV3 and UPerNet), group (ours: a query per group of labels); none = a network
+    """module of stage2_segmentation.branches: encoder (1 × TransEnc), projected (the same for hosts without patch
+    tokens), decoder (2 × TransDec), pooled (GAP + linear), group (ours: a query per group of labels); none = a network
     that does not rank"""
     options: dict[str, Any] = field(default_factory=dict)
     """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
@@ -228,7 +228,7 @@ def joint_config(path: str | Path, settings: Sequence[tuple[str, str]]) -> Stage
         raise UserError(f"--source.train {source}: run-joint trains on the network's own ranking; use run-stage2")
     if dict(settings).get("labels.head") == "none":
         raise UserError(
-            "--labels.head none: a network without a label branch cannot rank; use encoder, decoder, projected, pooled "
+            "--labels.head none: a network without a label branch cannot rank; use encoder, projected, decoder, pooled "
             "or group"
         )
     known = load_config(Stage2Config, path, [*settings, ("source.train", "complete"), ("source.test", "complete")])

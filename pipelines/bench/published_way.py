@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stage2_segmentation.structures import Prediction
+
 NOT_KEPT = -100.0  # what stands in the channels of labels that were not kept
 
 
@@ -41,6 +43,12 @@ def loss_of_all_pixels(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits [B, C, h, w] after upsampling to the size of target i64 [B, H, W]; -1 is ignored."""
     pixels = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
     return F.cross_entropy(pixels, target, ignore_index=-1, reduction="sum") / target.numel()
+
+
+def loss_of_prediction(prediction: Prediction, target: Tensor) -> Tensor:
+    """The same of a host's prediction, with its auxiliary logits."""
+    beside = (each.weight * loss_of_all_pixels(each.rank_logits, target) for each in prediction.auxiliary)
+    return sum(beside, loss_of_all_pixels(prediction.rank_logits, target))
 
 
 def map_of_all_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from kappaseg_core.optim import build_optimizer, clip_gradients
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, to_label_space, to_rank_space, top_kappa
 from kappaseg_core.structures import Batch
-from pipelines.bench.published_way import attention_in_steps, loss_of_all_pixels, map_by_scatter, map_of_all_labels
+from pipelines.bench.published_way import attention_in_steps, loss_of_prediction, map_by_scatter, map_of_all_labels
 from pipelines.bench.variants import Variant
 from stage2_segmentation import losses
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
@@ -23,6 +25,7 @@ from stage2_segmentation.inference import segmented
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.pixels import Axis, axis_weights
 from stage2_segmentation.rank_maps import Piece, best_ranks
+from stage2_segmentation.structures import Prediction
 from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
@@ -48,7 +51,7 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
     """The step of a variant: its network, images and rankings on the variant's device, drawn from torch's generator."""
     with torch.device(variant.device):
         model = network(variant)
-        if model.class_tokens:  # these go through the backbone by another way than forward, so that no part ends there
+        if model.class_tokens or model.backbone.wants.last_blocks:  # not through the backbone and then the host
             mark = untold
         images = torch.randn(variant.images, 3, variant.size, variant.size)
         ranking = complete_ranking(variant.images, variant.classes, variant.device)
@@ -121,18 +124,26 @@ def without_kernel() -> Iterator[None]:
 
 def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     """Mark the ends of backbone and decoder, and of the ways back to them. The decoder is all that lies between the
-    backbone's map and the logits, a label branch included.   alone: whether nothing follows the backbone."""
+    backbone's maps and the logits, a label branch included.   alone: whether nothing follows the backbone."""
 
-    def ended(part: str, behind: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, given: object, out: Tensor) -> None:
+    def ended(part: str, behind: str) -> Callable[[nn.Module, object, Any], None]:
+        def hook(module: nn.Module, given: object, out: Any) -> None:
             mark(part)
-            if out.requires_grad:
-                out.register_hook(lambda gradient: mark(f"{behind}, backward"))
+            learned = [tensor for tensor in tensors_of(out) if tensor.requires_grad]
+            if learned:
+                register_multi_grad_hook(learned, lambda gradients: mark(f"{behind}, backward"))
 
         return hook
 
-    model.backbone.register_forward_hook(ended("backbone", "loss" if alone else "decoder"))
+    model.backbone.network.register_forward_hook(ended("backbone", "loss" if alone else "decoder"))
     model.host.register_forward_hook(ended("decoder", "loss"))
+
+
+def tensors_of(out: Tensor | Sequence[Tensor] | Prediction) -> list[Tensor]:
+    """What a backbone's network gives, a map or several, or a host."""
+    if isinstance(out, Prediction):
+        return [out.rank_logits, *(each.rank_logits for each in out.auxiliary)]
+    return [out] if isinstance(out, Tensor) else list(out)
 
 
 def training(
@@ -161,8 +172,7 @@ def training(
                 return model.backbone(images).float().square().mean()
             if variant.way in ("ours", "strips"):
                 return task(batch)[0]
-            logits = model(images, ranking)
-            return loss_of_all_pixels(logits, to_rank_space(mask, ranking, variant.classes))
+            return loss_of_prediction(model(images, ranking), to_rank_space(mask, ranking, variant.classes))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)

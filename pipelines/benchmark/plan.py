@@ -124,7 +124,7 @@ def without(settings: Settings, names: Sequence[str], unset: Sequence[str] = ())
     """Nested settings without those of these dotted names, and without those of `unset` that are null or false."""
     left: Settings = {}
     for key, value in settings.items():
-        if key in names or (key in unset and value in (None, False)):
+        if key in names or (key in unset and (value is None or value is False)):  # 0 may say more than null
             continue
         left[key] = without(value, inside(key, names), inside(key, unset)) if isinstance(value, dict) else value
     return left

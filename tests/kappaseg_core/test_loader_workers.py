@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kappaseg_core.config import LoopConfig
 from kappaseg_core.errors import UserError
-from kappaseg_core.feeding import batches, lost_workers_told
+from kappaseg_core.feeding import batches, lost_workers_told, one_thread
 from kappaseg_core.placement import Placement
 from kappaseg_core.scenes.flaws import UnknownValues
 from kappaseg_core.structures import Batch
@@ -98,6 +98,14 @@ def test_the_training_process_makes_samples_in_one_thread_and_trains_in_all() ->
         assert [(next(stream).features[0].tolist(), torch.get_num_threads()) for _ in range(3)] == [([1, 1], 2)] * 3  # type: ignore[index]
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_left_as_it_was() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
 
 
 def numbers(made: Numbered, workers: int) -> set[int]:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import pipelines.demo as module
 from kappaseg_core.config import load_config
@@ -18,7 +17,7 @@ from kappaseg_core.errors import UserError
 from label_cache import LabelCache
 from pipelines.arguments import split_settings
 from pipelines.cli import main
-from pipelines.demo import SOURCES, Costs, Settings, demo, one_thread
+from pipelines.demo import SOURCES, Costs, Settings, demo
 from pipelines.demo_words import findings
 from stage1_multilabel.config import RankConfig, Stage1Config
 from stage2_segmentation.config import Stage2Config
@@ -95,14 +94,6 @@ def test_the_longest_start_of_a_step_is_its_cost(tmp_path: Path) -> None:
     first = costs.read()["rank"]["seconds"]
     assert costs.measure("rank", lambda: "found it done") == "found it done"
     assert costs.read()["rank"]["seconds"] == first >= 0.05
-
-
-def test_the_number_of_threads_is_left_as_it_was() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), one_thread():
-        assert torch.get_num_threads() == 1
-        raise ZeroDivisionError
-    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_a_mistyped_setting_in_a_file_is_refused_with_its_dotted_path(chain: Any
         ("run-stage1", "loss.negatives", "0", "loss.negatives = 0, wanted at least 1"),
         ("run-stage1", "head.shortlist", "4", "head shortlist 4 of 4 labels, wanted 1 to 3"),
         ("run-stage1", "head.groups", "2", "head.groups = 2 does nothing without preset group"),
-        ("run-joint", "labels.head", "none", "a network without a label branch cannot rank; use encoder, decoder"),
+        ("run-joint", "labels.head", "none", "a network without a label branch cannot rank; use encoder, projected"),
         ("run-stage2", "host.options.widht", "9", "unknown setting host.options.widht; did you mean width?"),
         ("run-stage2", "data.options.ignored", "9", "unknown setting data.options.ignored; did you mean ignore?"),
         ("run-stage2", "data.kind", "foldre", "data.kind = 'foldre' is unknown; did you mean folder?"),

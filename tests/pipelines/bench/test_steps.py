@@ -9,19 +9,23 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kappaseg_core.config import BackboneConfig
 from kappaseg_core.ranking import complete_ranking, to_rank_space, top_kappa
 from pipelines.bench import steps
 from pipelines.bench.published_way import (
     NOT_KEPT,
     attention_in_steps,
     loss_of_all_pixels,
+    loss_of_prediction,
     map_by_scatter,
     map_of_all_labels,
 )
 from pipelines.bench.variants import WAYS, Variant
 from stage2_segmentation import losses
-from stage2_segmentation.losses import segmentation_loss
+from stage2_segmentation.config import HostConfig
+from stage2_segmentation.losses import prediction_loss, segmentation_loss
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.structures import Auxiliary, Prediction
 
 
 @pytest.mark.parametrize("mask", [None, torch.arange(5)[None] < 3, torch.linspace(-2, 0, 5)[None]])
@@ -39,6 +43,30 @@ def test_the_published_loss_is_ours() -> None:
     ranking = top_kappa(torch.rand(2, 7), 3)
     ours, _ = segmentation_loss(logits, mask, ranking, 7, cell=4)
     assert math.isclose(loss_of_all_pixels(logits, to_rank_space(mask, ranking, 7)), ours, rel_tol=1e-5)
+
+
+def test_the_published_loss_counts_auxiliary_logits_as_ours_does() -> None:
+    beside = Auxiliary(torch.randn(2, 3, 2, 3), cell=8, weight=0.4)
+    prediction = Prediction(torch.randn(2, 3, 4, 6), (beside,))
+    mask, ranking = torch.randint(-1, 7, (2, 16, 24)), top_kappa(torch.rand(2, 7), 3)
+    ours, _ = prediction_loss(prediction, mask, ranking, 7, cell=4)
+    target = to_rank_space(mask, ranking, 7)
+    assert math.isclose(loss_of_prediction(prediction, target), ours, rel_tol=1e-5)
+    assert not math.isclose(loss_of_all_pixels(prediction.rank_logits, target), ours, rel_tol=1e-2)
+
+
+@pytest.mark.parametrize("host", ["upernet", "deeplabv3"])
+@pytest.mark.parametrize("way", ["published", "ours"])
+def test_hosts_with_auxiliary_logits_and_several_maps_have_parts_too(tiny: Variant, host: str, way: str) -> None:
+    options = {"width": 8, "auxiliary_width": 8}
+    config = replace(
+        tiny.config, backbone=BackboneConfig(name="resnet10t"), host=HostConfig(kind=host, options=options)
+    )
+    kappa = 3 if WAYS[way].keeps else None
+    marked: list[str] = []
+    steps.built(replace(tiny, config=config, way=WAYS[way].way, kappa=kappa), marked.append)()
+    back = ["loss, backward", "decoder, backward", "backbone, backward"]
+    assert marked == ["optimiser", "backbone", "decoder", "loss", *back, "optimiser"]
 
 
 def test_scattering_finds_the_labels_that_the_ranks_mean() -> None:
@@ -120,7 +148,7 @@ def test_class_tokens_in_the_backbone_have_no_parts(tiny: Variant, monkeypatch: 
     def joined(variant: Variant) -> SegmentationModel:
         model = network(variant)
         model.class_tokens = True
-        monkeypatch.setattr(model, "look", lambda images: model.read(model.backbone(images)))
+        monkeypatch.setattr(model, "look", lambda images, labels: model.read(model.backbone.maps(images)))
         return model
 
     monkeypatch.setattr(steps, "network", joined)
