@@ -37,7 +37,8 @@ class Grid:
 
     def pairs(self, device: torch.device) -> Tensor:
         if self.known is None or self.known[:2] != (self.cells, device):
-            self.known = (self.cells, device, gen_relative_position_index(self.cells, device=device))
+            with torch.inference_mode(False):  # what an evaluation makes, the next training step may use
+                self.known = (self.cells, device, gen_relative_position_index(self.cells, device=device))
         return self.known[2]
 
 

@@ -99,3 +99,14 @@ def test_images_of_other_sizes_use_tables_of_their_own(size: tuple[int, int]) ->
             if "relative" in name:
                 parameter.zero_()
     assert not torch.allclose(backbone(images), before, atol=1e-3)
+
+
+def test_training_goes_on_after_an_evaluation_of_images_of_its_size() -> None:
+    """Which row is whose is looked up once per grid, in an evaluation too, whose tensors no gradient may use."""
+    backbone = build_backbone(BackboneConfig(name=NAME, options=TINY))
+    images = torch.randn(1, 3, 48, 80)
+    with torch.inference_mode():
+        backbone(images)
+    backbone(images).sum().backward()
+    table: Any = backbone.network.model.blocks[0].attn.relative_position_bias_table  # type: ignore[union-attr]
+    assert (table.grad != 0).any()
