@@ -85,16 +85,16 @@ class Backbone(nn.Module):
             self.requires_grad_(False)
         self.train()
 
-    def forward(self, images: Tensor, *, every: bool = False) -> Tensor | tuple[Tensor, ...]:
-        """The last map, or every one."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = self.found(images)
-        return maps if every else maps[-1]
+    def forward(self, images: Tensor) -> Tensor:
+        """The last map."""
+        return self.maps(images)[-1]
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """All maps, one for each of `shapes`. By a call of the module, as hooks and loop.compile know no other."""
-        maps: tuple[Tensor, ...] = self(images, every=True)
-        return maps
+        """All maps, one for each of `shapes`."""
+        if not self.frozen:
+            return self.found(images)
+        with torch.no_grad():
+            return self.found(images)
 
     def found(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.network(self.padded(images))

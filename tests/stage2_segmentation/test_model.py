@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 
-from kappaseg_core.compiling import compile_parts
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
 from stage2_segmentation.config import HostConfig, SourceConfig, Stage2Config
@@ -37,24 +33,3 @@ def test_a_network_trained_on_all_labels_gives_the_same_logits_among_a_few(plain
     for image, rank in valid.nonzero().tolist():
         assert torch.equal(picked[image, rank], everything[image, labels[image, rank]])
     assert (picked[1, 2] == PADDING_LOGIT).all()
-
-
-@pytest.mark.parametrize("host", ["segmenter", "upernet"])
-def test_the_backbone_is_compiled_with_the_host_whether_it_gives_one_map_or_several(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-
-    def compile(self: nn.Module) -> None:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            calls.append(type(self).__name__)
-            return self._call_impl(*args, **kwargs)
-
-        self._compiled_call_impl = counted
-
-    monkeypatch.setattr(nn.Module, "compile", compile)
-    backbone = BackboneConfig(name="resnet10t", frozen=False)
-    model = build_segmentation(Stage2Config(backbone=backbone, host=HostConfig(host, {"width": 64})), K)
-    compile_parts(model)
-    model(torch.randn(2, 3, 32, 32), complete_ranking(2, K).top(3))
-    assert calls == ["Backbone", type(model.host).__name__]
