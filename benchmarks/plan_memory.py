@@ -111,10 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases with this in their name")
     only = parser.parse_args().only
-    known = json.loads(RESULTS.read_text("utf-8"))["cases"] if only and RESULTS.exists() else {}
-    found = {**known, **dict(compared(only))}
-    result = {"machine": this_machine(), "cases": {name: found[name] for name in CASES if name in found}}
-    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    found = json.loads(RESULTS.read_text("utf-8"))["cases"] if only and RESULTS.exists() else {}
+    for name, figures in compared(only):
+        found[name] = figures
+        result = {"machine": this_machine(), "cases": {name: found[name] for name in CASES if name in found}}
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def compared(only: str) -> Iterator[tuple[str, dict[str, float]]]:

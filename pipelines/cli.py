@@ -434,15 +434,17 @@ def run_data(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def run_plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     settings = split_settings(rest)
-    if arguments.check and (arguments.root or settings):
-        raise UserError("plan --check FILE takes the data set from FILE; leave out DATA and its settings")
+    if arguments.check and (arguments.root or arguments.out or settings):
+        raise UserError(
+            "plan --check FILE takes the data set from FILE and writes nothing; leave out DATA, its settings and --out"
+        )
     if not arguments.check and not arguments.root:
         raise UserError("plan needs DATA, the folder of a data set, or --check FILE; see kappaseg plan --help")
     data = data_at(arguments.root or "", settings)
     from pipelines.plan.run import Wishes, check_file, plan
 
     given = {name: value for name, value in vars(arguments).items() if name in Wishes.__dataclass_fields__}
-    wishes = Wishes(**{**given, "out": Path(arguments.out)})
+    wishes = Wishes(**{**given, "out": Path(arguments.out or "plan")})
     if arguments.check:
         check_file(Path(arguments.check), wishes)
     else:

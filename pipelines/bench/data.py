@@ -49,6 +49,10 @@ def bench_data(path: str, settings: Sequence[tuple[str, str]], arguments: Namesp
 
 
 def refuse_flags(arguments: Namespace) -> None:
+    if arguments.out and Path(arguments.out).exists():
+        raise UserError(f"--out {arguments.out} is there already; name another file, or remove it")
+    if arguments.out and not Path(arguments.out).parent.is_dir():
+        raise UserError(f"--out {arguments.out}: there is no folder {Path(arguments.out).parent}; make it first")
     if arguments.seconds <= 0:
         raise UserError(f"--seconds = {arguments.seconds:g}, wanted more than 0")
     if arguments.step_seconds is not None and arguments.step_seconds <= 0:

@@ -24,6 +24,8 @@ from stage2_segmentation.model import build_segmentation
 from stage2_segmentation.sources import SourceInputs, build_source
 from stage2_segmentation.task import SegmentTask
 
+#: share of the training that lies behind: no warm-up of the label branch any more
+LATE = 0.99
 FEWEST, MOST = 2, 20  # steps that are measured, after one that is not
 
 
@@ -54,7 +56,7 @@ def network_rate(
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with here.autocast():
-            loss, _ = task(loaded.batch(here.device))
+            loss, _ = task(loaded.batch(here.device, LATE))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -55,17 +55,16 @@ def needs(variant: Variant) -> Needs:
 
 def flops(variant: Variant) -> int:
     """Of the matrix products, convolutions and attention products of one step's network, two for a multiplication
-    and addition; three times as many in training (each product has two in the way back)."""
+    and addition; in training three times as many (each product has two in the way back), but of a frozen backbone."""
     with torch.device("meta"):
         model = network(replace(variant, device="meta", train=False))
         images = torch.zeros(variant.images, 3, variant.size, variant.size)
         labels = torch.zeros(variant.images, variant.kappa or variant.classes, dtype=torch.int64)
     ranking = Ranking(labels, labels.float(), labels.bool())
-    if variant.way == "backbone":
-        counted = count(model.backbone, lambda: model.backbone(images))
-    else:
-        counted = count(model, lambda: model(images, ranking))
-    return 2 * counted.macs * (3 if variant.train else 1)
+    trunk = count(model.backbone, lambda: model.backbone(images)).macs
+    whole = trunk if variant.way == "backbone" else count(model, lambda: model(images, ranking)).macs
+    learning = whole - trunk if model.backbone.frozen else whole
+    return 2 * (whole + 2 * learning if variant.train else whole)
 
 
 class Unvalued(Sizes):

@@ -61,6 +61,10 @@ def bench_network(arguments: argparse.Namespace, settings: Sequence[tuple[str, s
     check_device(plan.device)
     limit = arguments.limit or SHARE * free_gib(plan.device)
     out = Path(arguments.out)
+    if (out / RESULT).exists():
+        raise UserError(f"{out / RESULT} is there already; name another --out, or remove it")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is no folder; name another")
     found = compare(
         plan.comparisons(), plan.modes, out / RESULT, {}, rounds=arguments.rounds, limit_gib=limit,
         floor=arguments.floor or plan.device != "cpu", config=to_plain(plan.config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 
 from pipelines.bench.turns import Record, seconds
@@ -36,7 +37,7 @@ def row(record: Record, first: Record, *, on_gpu: bool, floor: bool) -> list[str
     cells += [format_number(time), ratio(first, time, seconds), format_number(memory)]
     cells.append(ratio(first, memory, lambda one: one["memory_mib"]))
     cells += [format_number(record["images"] / time)] if on_gpu else []
-    wall = sorted(record["seconds"])[len(record["seconds"]) // 2]
+    wall = statistics.median(record["seconds"])
     cells += [format_number(100 * record["floor_seconds"] / wall)] if floor else []
     return cells
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kappaseg_core.config import fingerprint, load_config, to_plain
 from kappaseg_core.errors import UserError
@@ -71,7 +71,7 @@ class Builder:
         sha256, plain = weights_sha256(config.backbone.weights), to_plain(config)
         backbone = {k: v for k, v in plain["backbone"].items() if k not in ("weights", "frozen", "checkpointing")}
         loop = {k: plain["loop"][k] for k in ("cached_views", "seed", "precision", "device")}
-        decides = [target, backbone, loop, plain["augment"]]
+        decides = [target, backbone, loop, plain["augment"], *maps_of(plain.get("host"))]
         name = f"features-{target}-{fingerprint([*decides, sha256])[:6]}-seed-{seed}"
         step = Step(name, "features", f"seed-{seed}/{FEATURES}", {"target": target, **plain}, seed=seed)
         return (self.plan.add(step, decides=decides, weights=sha256).id,)
@@ -225,6 +225,14 @@ class Builder:
 
     def path(self, folder: str) -> str:
         return str(self.plan.out / folder)
+
+
+def maps_of(host: Settings | None) -> tuple[Any, ...]:
+    """What decides the maps that a host is given, where they are not the Segmenter's. Each host says so itself
+    (stage2_segmentation.hosts.wants_of), but not without loading torch."""
+    if host is None or host["kind"] == "segmenter":
+        return ()
+    return host["kind"], host["options"].get("blocks")
 
 
 def checked(config: BenchmarkConfig, out: Path, files: Path) -> None:

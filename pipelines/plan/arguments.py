@@ -8,7 +8,7 @@ import argparse
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The flags of `plan`."""
     parser.add_argument("root", metavar="DATA", nargs="?", help="folder of the data set, or a packed file")
-    parser.add_argument("--out", default="plan", metavar="DIR", help="where the files go (default: plan)")
+    parser.add_argument("--out", metavar="DIR", help="where the files go (default: plan)")
     parser.add_argument("--check", metavar="FILE", help="estimate an edited file instead, for example plan/stage2.yaml")
     parser.add_argument("--memory", type=float, metavar="GIB", help="to plan for (default: what is free)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

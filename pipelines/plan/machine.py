@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.placement import pick_device
+from pipelines.free_memory import free_mib
 from pipelines.plan.base import base_mib
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SECONDS = 1.0  # of products
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
-SYSTEM = Path("/proc/meminfo")  # Linux
-LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")  # of a container
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,8 @@ def machine(device: str, gib: float | None) -> Machine:
     kind = chosen.type
     if gib is not None and gib <= 0:
         raise UserError(f"--memory {gib:g}, wanted GiB above 0")
-    free = free_mib(chosen) if gib is None else 1024 * gib
+    free = free_mib(chosen, "--memory") if gib is None else 1024 * gib
     return Machine(kind, free, 0 if kind == "cuda" else base_mib(), rates(chosen))
-
-
-def free_mib(device: torch.device) -> float:
-    """Memory that nobody uses: of the GPU, or of this machine or container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2**20
-    if not SYSTEM.exists():
-        raise UserError("how much memory is free cannot be read on this system; give --memory GIB")
-    lines = dict(line.split(":") for line in SYSTEM.read_text("utf-8").splitlines())
-    free = int(lines["MemAvailable"].split()[0]) / 1024
-    if LIMIT.exists() and (limit := LIMIT.read_text("utf-8").strip()) != "max":
-        free = min(free, (int(limit) - int(USED.read_text("utf-8"))) / 2**20)
-    return free
 
 
 def rates(device: torch.device) -> dict[str, float]:

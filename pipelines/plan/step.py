@@ -134,16 +134,23 @@ class ImaginedTask(SegmentTask):
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
-        logits = self.model.segment(seen, ranking).rank_logits.float()
+        prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
+        loss = self.loss_of(prediction.rank_logits, self.model.cell, batch.mask, ranking)
+        for extra in prediction.auxiliary:
+            loss = loss + extra.weight * self.loss_of(extra.rank_logits, extra.cell, batch.mask, ranking)
+        return loss, {}
+
+    def loss_of(self, rank_logits: Tensor, cell: int, mask: Tensor, ranking: Ranking) -> Tensor:
+        """`segmentation_loss`.   cell: side of a cell of the logits in pixels."""
         half = self.loss_stride // 2
-        mask = batch.mask[:, half :: self.loss_stride, half :: self.loss_stride]
+        mask = mask[:, half :: self.loss_stride, half :: self.loss_stride]
         target = to_rank_space(mask, ranking, self.num_classes)
         rows, columns = (
-            axis(cells, self.model.cell, pixels, self.loss_stride)
-            for cells, pixels in zip(logits.shape[2:], mask.shape[1:], strict=True)
+            axis(cells, cell, pixels, self.loss_stride)
+            for cells, pixels in zip(rank_logits.shape[2:], mask.shape[1:], strict=True)
         )
-        total, _ = UpsampledCrossEntropy.apply(logits, target, rows, columns, None)
-        return total / target.numel(), {}
+        total: Tensor = UpsampledCrossEntropy.apply(rank_logits.float(), target, rows, columns, None)[0]
+        return total / target.numel()
 
 
 def axis(cells: int, cell: int, pixels: int, stride: int) -> Axis:
@@ -191,7 +198,7 @@ def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[obje
 
 
 def batch_of(config: Config, classes: int, model: Classifier | SegmentationModel) -> Batch:
-    """A micro-batch of one worker."""
+    """A micro-batch of one worker, behind the warm-up of a label branch, in which the host does nothing."""
     images, side = config.loop.batch_size // config.loop.accumulate, side_of(config)
     batch = Batch(("",) * images, image=torch.rand(images, 3, side, side))
     if stores(config):
@@ -200,7 +207,8 @@ def batch_of(config: Config, classes: int, model: Classifier | SegmentationModel
         batch = Batch(batch.image_id, features=maps)
     if isinstance(config, Stage1Config):
         return replace(batch, labels=torch.zeros(images, classes))
-    return replace(batch, mask=torch.zeros(images, side, side, dtype=torch.int64))
+    mask = torch.zeros(images, side, side, dtype=torch.int64)
+    return replace(batch, mask=mask, progress=config.labels.warm_up)
 
 
 def side_of(config: Config) -> int:

@@ -67,4 +67,4 @@ def bytes_in_training(recipe: Recipe, load: Load, precision: str) -> float:
     loop, optim = recipe.settings["loop"], recipe.settings["optim"]
     copies = 2 + {"sgd": 1, "adamw": 2}[optim["kind"]] + ("ema" in loop)
     kept = load.activations * (0.5 if precision == "bf16" else 1.0)
-    return 4.0 * copies * load.parameters + loop["batch_size"] * kept
+    return 4.0 * copies * load.parameters + loop["batch_size"] // loop.get("accumulate", 1) * kept

@@ -17,6 +17,7 @@ from pipelines.bench.data_steps import Laps
 from pipelines.cli import main
 from stage1_multilabel.config import Stage1Config
 from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.task import SegmentTask
 
 FILES = {"stage1": Stage1Config, "stage2": Stage2Config}
 QUICK = ("--seconds", "0.2", "--workers", "0", "1")
@@ -50,6 +51,25 @@ def test_the_step_of_the_network_is_measured_where_asked_for(
     shown = capsys.readouterr().out
     assert "photo: decode" in shown and "loader workers" in shown
     assert "the network" in shown.splitlines()[-1]
+
+
+def test_the_step_of_the_network_lies_behind_the_warm_up(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress: list[float] = []
+    forward = SegmentTask.forward
+    monkeypatch.setattr(
+        SegmentTask, "forward", lambda task, batch: progress.append(batch.progress) or forward(task, batch)
+    )
+    assert main(words(fresh, "stage2", "--network", "--labels.head", "pooled", "--labels.warm_up", "0.9")) == 0
+    assert min(progress) > 0.9
+
+
+def test_what_was_measured_before_is_not_lost(fresh: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = fresh.home / "speed.json"
+    file.write_text("hours of work\n")
+    for out, wanted in ((file, "speed.json is there already; name another file"), (file / "x", "there is no folder")):
+        assert main(words(fresh, "stage1", "--out", str(out))) == 2
+        assert wanted in capsys.readouterr().err
+    assert file.read_text() == "hours of work\n"
 
 
 def test_scenes_that_are_drawn_are_read_in_one_step(fresh: Any, capsys: pytest.CaptureFixture[str]) -> None:

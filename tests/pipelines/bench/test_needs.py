@@ -60,6 +60,13 @@ def test_training_has_three_times_the_operations_of_use(tiny: Variant) -> None:
     assert flops(replace(tiny, images=4)) == 2 * flops(tiny)
 
 
+def test_a_frozen_backbone_has_no_operations_on_the_way_back(tiny: Variant) -> None:
+    config = replace(tiny.config, backbone=replace(tiny.config.backbone, frozen=True))
+    alone, frozen = replace(tiny, way="backbone"), replace(tiny, config=config)
+    assert flops(replace(alone, config=config)) == flops(replace(alone, train=False))
+    assert flops(tiny) - flops(frozen) == 2 * flops(replace(alone, train=False))
+
+
 def test_the_backbone_alone_has_the_operations_and_weights_of_the_backbone(tiny: Variant) -> None:
     alone = replace(tiny, way="backbone")
     assert 0 < flops(alone) < flops(tiny) and 0 < moved(alone) < moved(tiny)

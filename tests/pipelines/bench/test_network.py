@@ -64,13 +64,17 @@ def test_a_configuration_brings_its_network_its_kappa_and_the_labels_of_its_data
         (["--variants", "strips"], "--variants strips is what a GPU does without its kernel; leave it out"),
         (["--variants", "fast"], "invalid choice: 'fast'"),
         (["--device", "tpu"], "device = 'tpu', wanted auto, cpu, cuda"),
+        (["--device", "auto"], "--device auto, wanted cpu, cuda or cuda:N"),
         (["--device", "meta"], "--device meta, wanted cpu, cuda or cuda:N"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
         (["none.yaml"], "configuration none.yaml does not exist"),
         (["stage2.yaml"], "stage2.yaml names no data to count the labels of; give --data.root DIR or --classes K"),
         (["--host.options.widht", "8", "--train"], "unknown setting host.options.widht; did you mean width?"),
         (["--backbone", "vit-x", "--train"], "backbone.name = 'vit-x' is no model of timm"),
-        (["--limit", "0.01", "--train", "--classes", "60"], "the smallest variant needs about 0."),
+        (
+            ["--limit", "0.01", "--train", "--classes", "60", "--size", "64", "--variants", "ours"],
+            "the smallest variant needs about 0.",
+        ),
         (["--optim.kind", "adam"], "optim.kind = 'adam', wanted one of 'adamw', 'sgd'"),
     ],
 )
@@ -125,6 +129,24 @@ def test_ratios_are_to_the_published_way_of_the_same_k(capsys: pytest.CaptureFix
     assert ["kept", "labels,", "ours", "150", "2.00", "4.00", "64", "1.00", "25.0"] in lines
     assert ["kept", "labels,", "ours", "20,000", "2.00", "–", "64", "–", "25.0"] in lines
     assert "published, K = 20,000: left out, needs about 20.0 GiB, the limit is 8.0 GiB\n" in printed
+
+
+def test_the_share_of_the_floor_is_of_the_median_of_the_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 1, 2, 4 and 9 seconds the median is 3."""
+    show(
+        "title of it", [{**RECORDS[2], "cpu_seconds": [4.0] * 4, "seconds": [9.0, 1.0, 4.0, 2.0], "floor_seconds": 1.5}]
+    )
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "kept labels, ours" in line]
+    assert (row[4], row[-1]) == ("4.00", "50.0")
+
+
+def test_what_was_measured_before_is_not_lost(chain: Any, refused: Any) -> None:
+    (chain.home / "cost").mkdir()
+    (chain.home / "cost" / "network.json").write_text("hours of work\n")
+    (chain.home / "file").write_text("mine\n")
+    words = ["bench", "network", "--classes", "60", "--limit", "0.01", "--out"]
+    refused(chain, [*words, str(chain.home / "cost")], "network.json is there already; name another --out, or remove")
+    refused(chain, [*words, str(chain.home / "file")], "file is no folder; name another")
 
 
 @pytest.mark.slow

@@ -73,6 +73,10 @@ def test_features_of_a_frozen_backbone_are_computed_once_for_all_networks_of_a_s
         assert len(trained) == 4 and all(name in step.needs for step in trained)
     bench.write(**frozen, schemes={**SCHEMES, "wide": {"stage2": {"source.train": "complete", "augment.crop": 40}}})
     assert len(ids(bench.plan(), "features")) == 2  # another crop, other views
+    host = {"stage2": {"source.train": "complete", "host.kind": "upernet"}}
+    wider = {"stage2": {**host["stage2"], "host.options": {"width": 64}}}
+    bench.write(**frozen, schemes={**SCHEMES, "maps": host, "wider": wider})
+    assert len(ids(bench.plan(), "features")) == 2  # four maps, the same for both
 
 
 def test_further_kappas_are_measured_where_the_ranking_is_cut(bench: Bench) -> None:

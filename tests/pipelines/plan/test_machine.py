@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import cycle
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,24 +11,6 @@ from kappaseg_core.errors import UserError
 from pipelines.plan import machine
 
 CPU = torch.device("cpu")
-
-
-def test_free_memory_is_that_of_the_system_or_of_the_container_if_that_is_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    system, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
-    system.write_text("MemTotal:  9000 kB\nMemAvailable:  4194304 kB\n")
-    used.write_text(f"{2**30}\n")
-    for name, file in (("SYSTEM", system), ("LIMIT", limit), ("USED", used)):
-        monkeypatch.setattr(machine, name, file)
-    assert machine.free_mib(CPU) == 4096
-    limit.write_text("max\n")
-    assert machine.free_mib(CPU) == 4096
-    limit.write_text(f"{3 * 2**30}\n")
-    assert machine.free_mib(CPU) == 2048
-    system.unlink()
-    with pytest.raises(UserError, match="give --memory GIB"):
-        machine.free_mib(CPU)
 
 
 def test_rates_are_those_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,12 @@ import yaml
 from kappaseg_core.config import load_config
 from pipelines.cli import main
 from pipelines.plan.choose import KINDS
+from pipelines.plan.estimate import Memory
 from pipelines.plan.run import FILES, PARTS
 from stage1_multilabel.config import RankConfig
 from stage2_segmentation.config import Stage2Config, joint_config
+
+NONE = Memory(0.0, 0.0, 0.0, 0.0, 0.0, evaluation=False)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,51 @@ def test_an_edited_file_is_estimated_again(planned: Path, capsys: pytest.Capture
     assert "raise loop.accumulate" in capsys.readouterr().err
 
 
+def test_a_file_whose_data_changed_is_estimated_from_its_masks(
+    planned: Path, chain: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, classes = planned / "stage2.yaml", []
+    small_network(file)
+    monkeypatch.setattr(
+        "pipelines.plan.run.memory_of", lambda config, found, here: classes.append(found.classes) or NONE
+    )
+    assert main(["plan", "--check", str(file), "--memory", "8"]) == 0
+    values = yaml.safe_load(file.read_text("utf-8"))
+    values["data"] = {"kind": "synthetic", "options": {"classes": 9, "size": 32, "train": 4, "val": 1}}
+    values["source"] = {"train": "complete"}
+    file.write_text(yaml.safe_dump(values), "utf-8")
+    assert main(["plan", "--check", str(file), "--memory", "8"]) == 0
+    assert classes == [4, 9]
+    assert ["stage2", "8", "64", "all"] in [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_sample_stays_the_sample_where_a_file_is_checked(
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["plan", str(chain.data), "--out", str(tmp_path / "p"), "--memory", "8", "--images", "3"]) == 0
+    monkeypatch.setattr("pipelines.plan.fingerprint.scan", lambda *_: pytest.fail("the masks were read again"))
+    small_network(tmp_path / "p" / "stage2.yaml")
+    assert main(["plan", "--check", str(tmp_path / "p" / "stage2.yaml"), "--memory", "8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--crop", "256"], "--crop chooses settings, which plan --check takes from"),
+        (["--backbone", "resnet18"], "--backbone chooses settings"),
+        (["--overwrite"], "--overwrite chooses settings"),
+        (["--images", "0"], "--images 0, wanted at least 1"),
+        (["--out", "x"], "leave out DATA, its settings and --out"),
+        (["--data.val", "x"], "leave out DATA, its settings and --out"),
+    ],
+)
+def test_a_check_takes_its_settings_from_its_file(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["plan", "--check", "stage2.yaml", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_earlier_plan_is_not_lost(planned: Path, chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(chain.data), "--out", str(planned), "--memory", "8"]
     assert main(words) == 2
@@ -93,6 +141,7 @@ def test_an_earlier_plan_is_not_lost(planned: Path, chain: Any, capsys: pytest.C
         (["--device", "tpu"], "wanted auto, cpu"),
         (["--data.kidn", "x"], "unknown setting kidn; did you mean kind?"),
         (["--data.train", "nosuch"], "split 'nosuch'"),
+        (["--out", __file__], "test_plan.py is no folder; name another"),
     ],
 )
 def test_mistakes_are_one_line(

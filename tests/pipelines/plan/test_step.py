@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from kappaseg_core.config import BackboneConfig, LoopConfig, OptimConfig, build
 from pipelines.plan.estimate import evaluations, hours_of, looks, macs_of, memory_of
 from pipelines.plan.fingerprint import Fingerprint
 from pipelines.plan.machine import Machine
-from pipelines.plan.step import Held, empty_task, held, windows_of
+from pipelines.plan.step import Held, ImaginedTask, batch_of, empty_task, held, task_of, windows_of
 from pipelines.published.estimate import REACHED
 from stage1_multilabel.config import HeadConfig, Stage1Config
 from stage2_segmentation.config import InferenceConfig, Stage2Config
+from stage2_segmentation.task import SegmentTask
 
 Found = Callable[..., Held]
 IMAGE = (64, 96)
@@ -62,6 +64,27 @@ def test_a_frozen_backbone_keeps_no_gradients_and_fewer_activations(found: Found
 def test_micro_batches_take_less_and_the_gradients_of_the_first_stay(found: Found) -> None:
     whole, micro, small = found(two()), found(two(loop={"accumulate": 2})), found(two(loop={"batch_size": 2}))
     assert small.training < micro.training < whole.training
+
+
+@pytest.mark.parametrize("host", ["segmenter", "deeplabv3", "upernet"])
+def test_the_loss_without_numbers_is_that_of_training(host: str) -> None:
+    options = {"width": 8, **({"heads": 2, "depth": 1} if host == "segmenter" else {"auxiliary_width": 8})}
+    config = two(
+        backbone={"kind": "timm", "name": "resnet10t"}, host={"kind": host, "options": options},
+        source={"train": "cache", "kappa": 5}, loss={"stride": 2},
+    )  # fmt: skip
+    mask, losses = torch.randint(-1, 20, (4, 64, 64)), []
+    for kind in (SegmentTask, ImaginedTask):
+        torch.manual_seed(0)
+        task = task_of(config, 20, kind).train()
+        losses.append(task(replace(batch_of(config, 20, task.model), mask=mask))[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_warm_up_of_a_label_branch_takes_less_and_is_not_what_is_estimated(found: Found) -> None:
+    joint = two(source={"train": "joint", "kappa": 10}, labels={"head": "pooled"})
+    warmed = two(source={"train": "joint", "kappa": 10}, labels={"head": "pooled", "warm_up": 0.3})
+    assert found(warmed).training == found(joint).training
 
 
 def test_more_images_take_as_much_more_each(found: Found) -> None:

@@ -29,6 +29,12 @@ def test_memory_by_hand() -> None:
     assert estimate(JOINT, LOAD).gib == pytest.approx((12e8 + 8 * 2**30) / 2**30)
 
 
+def test_memory_holds_one_micro_batch() -> None:
+    """AdamW: four numbers a parameter; sixteen images in two goes."""
+    found = estimate(RECIPES["ade20k/upernet_beit_l_baseline"], LOAD)
+    assert found.gib == pytest.approx((16e8 + 8 * 2**30) / 2**30)
+
+
 @pytest.mark.parametrize("name", ["parameters", "macs", "activations"])
 def test_nothing_gets_cheaper_where_a_network_gets_larger(name: str) -> None:
     more = estimate(JOINT, replace(LOAD, **{name: 2 * getattr(LOAD, name)}))
