@@ -111,7 +111,10 @@ def trained(kind: str, options: dict[str, Any], classes: int, negatives: int | N
         seen = run(*sampled)
         learnt = [seen.label_logits if seen.learnt_logits is None else seen.learnt_logits]
         learnt += [logits for _, logits in seen.supervised]
-        sum(F.binary_cross_entropy_with_logits(each, torch.zeros_like(each)) for each in learnt).backward()
+        losses = [
+            F.binary_cross_entropy_with_logits(each, torch.zeros_like(each)) for each in learnt if each is not None
+        ]
+        torch.stack(losses).sum().backward()
 
     return processor_seconds(step), memory_mib() - idle
 

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = {name: step_of(variant) for name, variant in VARIANTS.items()}
     variants = []
     for mode in ("inference", "training"):
-        taken = in_turns([lambda step=step, mode=mode: step(mode) for step in steps.values()], given.rounds)
+        taken = in_turns([partial(step, mode) for step in steps.values()], given.rounds)
         variants += [
             {"mode": mode, "name": name, "cpu_seconds": seconds} for name, seconds in zip(steps, taken, strict=True)
         ]
@@ -72,17 +73,18 @@ def step_of(variant: tuple[str, dict[str, Any], int | None] | None) -> Callable[
     targets[0, :PRESENT] = 1
     loss_of = binary_cross_entropy()
     parts = nn.ModuleList([backbone])
-    negatives = None
+    branch, negatives = None, None
     if variant is not None:
         kind, options, negatives = variant
         host = Host(backbone.channels)
         branch = build_branch(kind, host, num_classes=CLASSES, in_channels=backbone.channels, options=options)
+        assert branch is not None
         parts += [host, branch]
     optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-5)
 
     def loss() -> Tensor:
         features = backbone(image)
-        if variant is None:
+        if branch is None:
             return features.square().mean()
         sample = draw_labels(targets, negatives)
         seen = branch(host, features, None, *(() if sample is None else (sample.labels,)))
@@ -98,7 +100,7 @@ def step_of(variant: tuple[str, dict[str, Any], int | None] | None) -> Callable[
                 optimizer.step()
             else:
                 features = backbone(image)
-                if variant is not None:
+                if branch is not None:
                     branch(host, features, None)
 
     return step

@@ -36,7 +36,7 @@ CHANNELS, SIDE, PRESENT = 32, 6, 6
 STEPS, BATCH, TESTED = 500, 16, 1024
 KAPPA, NEGATIVES, MOST_PICKED, GROUPS = 50, 512, 300, 100
 RATE = 1e-2
-QUERY = {"ffn": 64, "heads": 4, "decoder_layers": 1, "dropout": 0.0}
+QUERY: dict[str, Any] = {"ffn": 64, "heads": 4, "decoder_layers": 1, "dropout": 0.0}
 
 
 class Scenes:
@@ -61,7 +61,7 @@ class Scenes:
     def batches(self) -> Iterator[Batch]:
         while True:
             features, targets = self.draw(BATCH)
-            yield Batch(("",) * BATCH, features=features, labels=targets)
+            yield Batch(("",) * BATCH, features=(features,), labels=targets)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
