@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections.abc import Sequence
@@ -60,8 +61,11 @@ def categories_of(scenes: SceneSet) -> Categories:
 
 def show_quality(truth: Path, prediction: Path, *, to: Path | None, classes: bool) -> None:
     """Compare two panoptic files and print PQ, SQ and RQ; `to`: a JSON file with all of it."""
-    true = read_annotations(annotation_file(truth))
-    found = read_annotations(annotation_file(prediction), None, true.categories)
+    files = annotation_file(truth), annotation_file(prediction)
+    if to is not None and to.resolve() in (file.resolve() for file in files):
+        raise UserError(f"--to {to} is one of the files that are compared; name another")
+    true = read_annotations(files[0])
+    found = read_annotations(files[1], None, true.categories)
     sums = quality(true, found)
     summary = sums.summary()
     rows = [
@@ -148,6 +152,8 @@ def percent(share: float) -> str:
 def draw_segments(what: Path, photos: Path, to: Path, only: Sequence[str]) -> None:
     """TO/ID.png for the images of a panoptic file, or for some of them: segments over the photograph, with a legend."""
     found = read_annotations(annotation_file(what))
+    if to.resolve() in (photos.resolve(), found.folder.resolve()):
+        raise UserError(f"--to {to} holds what is drawn from, and would lose it; name another folder")
     names = [Path(name).stem for name in found.scene_photos()]
     if unknown := [name for name in only if name not in names]:
         raise UserError(f"{found.path} has no image {unknown[0]}; its images are called like {names[0]}")
@@ -174,7 +180,7 @@ def drawn_over(path: Path, segments: Segments, categories: Categories) -> Image.
 
 def photo_path(folder: Path, name: str) -> Path:
     """The photograph of that name, whatever its ending. Raises UserError."""
-    found = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix.lower() in PHOTO_SUFFIXES]
+    found = [path for path in sorted(folder.glob(f"{glob.escape(name)}.*")) if path.suffix.lower() in PHOTO_SUFFIXES]
     if not found:
         raise UserError(f"{folder} holds no photograph {name}; set --images to the folder of the photographs")
     return found[0]

@@ -6,7 +6,6 @@ smaller numbers of bf16.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kappaseg_core.cost import Sizes, count
+from kappaseg_core.live_memory import LiveMemory
 from kappaseg_core.ranking import Ranking
 from pipelines.bench.steps import built, network
 from pipelines.bench.variants import Variant
@@ -45,12 +43,12 @@ class Needs:
 
 def needs(variant: Variant) -> Needs:
     """One step is looked at, the first: what the optimiser makes in it counts as held and as made."""
-    with Unvalued(), strips_as_on(variant.device), LiveBytes() as live:
+    with Unvalued(), strips_as_on(variant.device), LiveMemory() as live:
         step = built(replace(variant, device="meta"), lambda part: None)
-        live.most = before = live.now
+        live.peak = before = live.bytes
         step()
     libraries = LIBRARIES_MIB["cpu" if variant.device == "cpu" else "cuda"]
-    return Needs(live.now / 2**20 + libraries, (live.most - before) / 2**20)
+    return Needs(live.bytes / 2**20 + libraries, (live.peak - before) / 2**20)
 
 
 def flops(variant: Variant) -> int:
@@ -78,34 +76,6 @@ class Unvalued(Sizes):
             queries, keys, values = args[:3]
             return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values)[0]
         return super().__torch_function__(func, types, args, kwargs)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made inside that are still there: now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.see(tensor.untyped_storage())
-        return out
-
-    def see(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self.known:
-            self.known.add(place)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.gone, place, size)
-
-    def gone(self, place: int, size: int) -> None:
-        self.known.discard(place)
-        self.now -= size
 
 
 @contextmanager

@@ -28,8 +28,9 @@ from stage2_segmentation.model import build_segmentation
 from tests.settings_files import FILES, ROOT, kind_of, verb_of
 
 HELP = {"run-stage1": Stage1Config, "rank": RankConfig, "run-stage2": Stage2Config, "evaluate": Stage2Config,
-        "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "panoptic": DataConfig,
-        "serve": ServeConfig, "bench network": Stage2Config, "bench data": Stage2Config}  # fmt: skip
+        "predict": Stage2Config, "import-weights": Stage2Config, "data": DataConfig, "plan": DataConfig,
+        "panoptic": DataConfig, "serve": ServeConfig, "bench network": Stage2Config,
+        "bench data": Stage2Config}  # fmt: skip
 SOURCES = ("cache", "complete", "oracle")
 
 
@@ -209,7 +210,7 @@ def test_help_names_every_setting(verb: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([verb, "--help"] for verb in ("demo", "export", "lookup", "cache", "cost"))]
+    "words", [["--help"], *([verb, "--help"] for verb in ("demo", "export", "lookup", "cache", "bench", "cost"))]
 )
 def test_help_of_a_verb_without_settings_is_short(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines.cli import main
+from pipelines.panoptic import photo_path
 from tests.kappaseg_core.scenes.panoptic_miniature import CATEGORIES, IMAGES, draw
 
 SYNTHETIC = ["--data.kind", "synthetic", "--data.options.objects", "2", "--data.options.val", "3"]
@@ -103,6 +104,10 @@ def test_a_set_with_ids_of_its_own_is_written_with_them(files: Path) -> None:
         (["draw", "found.json", "--to", "out"], "write kappaseg panoptic draw SEGMENTS --images DIR --to DIR"),
         (["draw", "found.json", "--to", "out", "--images", "found"], "photographs"),
         (["draw", "found.json", "--to", "out", "--images", "photos", "--only", "x"], "has no image x; its images are"),
+        (["draw", "found.json", "--to", "photos", "--images", "photos"], "--to photos holds what is drawn from"),
+        (["draw", "found.json", "--to", "./found", "--images", "photos"], "--to found holds what is drawn from"),
+        (["quality", "truth.json", "found.json", "--to", "truth.json"], "--to truth.json is one of the files"),
+        (["quality", "truth.json", "found.json", "--to", "./found.json"], "--to found.json is one of the files"),
         (["paint", "found.json"], "invalid choice: 'paint'"),
     ],
 )
@@ -132,6 +137,12 @@ def test_predictions_that_do_not_belong_to_the_truth_are_refused(
 def test_truth_is_not_written_over_other_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["panoptic", "write", "-", "out", *SYNTHETIC]) == 0
     refused(["write", "-", "out", *SYNTHETIC], "out/panoptic.json is there already", capsys)
+
+
+def test_a_photograph_is_found_by_its_name_as_it_stands(tmp_path: Path) -> None:
+    for name in ("a[1].jpg", "a1.jpg"):
+        (tmp_path / name).touch()
+    assert photo_path(tmp_path, "a[1]") == tmp_path / "a[1].jpg"
 
 
 def test_a_photograph_of_another_size_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,24 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from pipelines.bench.floor import Rates, floor_seconds, moved, rates
-from pipelines.bench.needs import LIBRARIES_MIB, LiveBytes, flops, needs
+from pipelines.bench.needs import LIBRARIES_MIB, flops, needs
 from pipelines.bench.variants import Variant
 from stage2_segmentation import pixels
-
-
-def test_bytes_are_counted_while_a_tensor_is_alive() -> None:
-    with LiveBytes() as live:
-        first = torch.empty(100, device="meta")
-        view = first[3:]
-        second = torch.empty(50, dtype=torch.float64, device="meta")
-        assert (live.now, live.most) == (800, 800)
-        del first
-        assert live.now == 800  # the view has the storage
-        del view, second
-        assert (live.now, live.most) == (0, 800)
 
 
 def test_all_labels_upsampled_need_three_maps_of_each_and_kept_ones_nothing(tiny: Variant) -> None:
