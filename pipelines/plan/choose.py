@@ -5,7 +5,9 @@ crop      The recipe's, no larger than the median image: the least multiple of U
           least as many as any image has, up to the next multiple of STEP. (It gives the published κ of 50 for the
           photographs of COCO-Stuff, of which 15 labels hold as much.) No more than K, and than a ranking needs that
           looks at no image.
-precision bf16 where products of matrices are at least FASTER times as fast in it here, else that of the recipe.
+precision bf16 where products of matrices are at least FASTER times as fast in it here, else that of the recipe. On a
+          CPU not for backbones with convolutions by channel, which are slower in it (steps of MobileNetV2 took half as
+          long again).
 batch     The recipe's, in as few micro-batches as fit into the memory. Where not even one image fits, blocks of the
           backbone are computed again in the backward pass, and the micro-batches begin anew.
 labels    From MANY labels on, Query2Label scores CHUNK at a time, with the same result, and a step learns from the
@@ -20,6 +22,8 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from kappaseg_core.config import build
 from kappaseg_core.errors import UserError
@@ -129,8 +133,14 @@ def choose_kappa(data: Fingerprint) -> tuple[int, str]:
 
 def choose_precision(choice: Choice, machine: Machine) -> None:
     times = machine.tflops["bf16"] / machine.tflops["fp32"]
-    if times >= FASTER:
+    if times >= FASTER and (machine.gpu or not by_channel(choice)):
         choice.put("loop.precision", "bf16", f"products of matrices are {times:.1f} times as fast in it here")
+
+
+def by_channel(choice: Choice) -> bool:
+    """Whether the backbone has convolutions that look at a few channels each, which are no products of matrices."""
+    layers = empty_task(choice.config(), classes=2).model.backbone.modules()
+    return any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
 
 
 def fit(choice: Choice, data: Fingerprint, machine: Machine) -> Memory:

@@ -77,10 +77,11 @@ def said_of(planned: Planned, machine: Machine) -> str:
         else f"at {100 * REACHED:.0f} % of the {machine.tflops[precision]:.2g} TFLOP/s that products of matrices "
         f"reached here in {precision}"
     )  # fmt: skip
+    least = "" if machine.gpu or planned.measured else "at least "
     return (
         f"Estimated: {memory.total / 1024:.1f} GiB of {machine.memory_mib / 1024:.1f} GiB on the "
         f"{'GPU' if machine.gpu else 'CPU'} ({shares(memory)}; {100 * MARGIN:.0f} % are left free), and "
-        f"{duration(planned.hours)} without the loading of data ({how})."
+        f"{least}{duration(planned.hours)} without the loading of data ({how})."
     )
 
 

@@ -88,12 +88,14 @@ def test_crops_are_no_larger_than_the_median_image(data: Fingerprint, laptop: Ma
 
 @pytest.mark.usefixtures("made_up_memory")
 def test_half_precision_is_chosen_where_it_is_faster(data: Fingerprint, laptop: Machine) -> None:
-    begin = start(data, gpu=False, backbone=None, weights=None)
     fast = replace(laptop, tflops={"fp32": 0.1, "bf16": 0.2})
-    precisions = [
-        choose("stage2", begin, data, here, crop=64)[0].config().loop.precision for here in (laptop, fast)
-    ]  # fmt: skip
-    assert precisions == ["fp32", "bf16"]
+
+    def chosen(backbone: str, here: Machine) -> str:
+        begin = start(data, gpu=False, backbone=backbone, weights=None)
+        return choose("stage2", begin, data, here, crop=64)[0].config().loop.precision
+
+    assert [chosen("resnet18", here) for here in (laptop, fast)] == ["fp32", "bf16"]
+    assert chosen("mobilenetv2_100", fast) == "fp32"
 
 
 @pytest.mark.usefixtures("made_up_memory")
