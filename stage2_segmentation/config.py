@@ -91,7 +91,8 @@ class LabelsConfig:
 
     head: str = "none"
     """module of stage2_segmentation.branches: encoder (1 × TransEnc), decoder (2 × TransDec), pooled (GAP + linear),
-    group (ours: a query per group of labels); none = a network that does not rank"""
+    group (ours: a query per group of labels), projected (1 × TransEnc for hosts without patch tokens: deeplabv3,
+    upernet); none = a network that does not rank"""
     options: dict[str, Any] = field(default_factory=dict)
     """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
     loss: BranchLossConfig = field(default_factory=BranchLossConfig)
@@ -227,7 +228,8 @@ def joint_config(path: str | Path, settings: Sequence[tuple[str, str]]) -> Stage
         raise UserError(f"--source.train {source}: run-joint trains on the network's own ranking; use run-stage2")
     if dict(settings).get("labels.head") == "none":
         raise UserError(
-            "--labels.head none: a network without a label branch cannot rank; use encoder, decoder, pooled or group"
+            "--labels.head none: a network without a label branch cannot rank; use encoder, decoder, pooled, group "
+            "or projected"
         )
     known = load_config(Stage2Config, path, [*settings, ("source.train", "complete"), ("source.test", "complete")])
     branch = [("labels.head", "encoder")] if known.labels.head == "none" else []

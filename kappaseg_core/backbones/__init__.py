@@ -87,7 +87,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, *, every: bool = False) -> Tensor | tuple[Tensor, ...]:
         """The last map, or every one."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        if self.frozen:
+            with torch.no_grad():
+                maps = self.found(images)
+        else:
             maps = self.found(images)
         return maps if every else maps[-1]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads.group import GroupDecoder, Grouping
-from stage2_segmentation.branches import Seen
+from stage2_segmentation.structures import Seen
 
 
 @dataclass(frozen=True)
