@@ -90,9 +90,9 @@ class LabelsConfig:
     """The label branch of the joint scheme, on the same backbone as the segmentation network."""
 
     head: str = "none"
-    """module of stage2_segmentation.branches: encoder (1 × TransEnc), projected (the same for hosts without patch
-    tokens), decoder (2 × TransDec), pooled (GAP + linear), group (ours: a query per group of labels); none = a network
-    that does not rank"""
+    """module of stage2_segmentation.branches: encoder (1 × TransEnc), decoder (2 × TransDec), pooled (GAP + linear),
+    group (ours: a query per group of labels), projected (1 × TransEnc for hosts without patch tokens: deeplabv3,
+    upernet); none = a network that does not rank"""
     options: dict[str, Any] = field(default_factory=dict)
     """its settings (the module's Options dataclass), for example pooled and attend of `encoder`"""
     loss: BranchLossConfig = field(default_factory=BranchLossConfig)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.backbones import Wants
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.label_sample import LabelSample, draw_labels
@@ -76,9 +77,12 @@ class SegmentTask(nn.Module):
         return loss
 
     def idle(self) -> Tensor | int:
-        """A sum that depends on what the label loss does not: distributed training waits for all gradients."""
+        """A sum that depends on what the label loss does not: distributed training waits for all gradients.
+
+        The label branch looks at the last map alone; so of several, or where the host runs blocks, not all is learnt.
+        """
         model = self.model
-        parts = [model.host, model.backbone] if model.backbone.wants.last_blocks else [model.host]
+        parts = [model.host] if model.backbone.wants == Wants() else [model.host, model.backbone]
         return sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
 
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

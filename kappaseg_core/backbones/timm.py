@@ -61,7 +61,7 @@ class TimmNetwork(nn.Module):
         model: Any = self.model
         if self.stages is not None:
             # norm: the last map of a ViT or Swin is then the final one, after its last norm. A ViT's others pass the
-            # same norm (those of BEiT for UPerNet do not, in the published code)
+            # same norm; a BEiT that pools by the mean, as the published ones do, has none there
             maps: list[Tensor] = model.forward_intermediates(
                 images, indices=list(self.stages), norm=True, stop_early=True, output_fmt="NCHW",
                 intermediates_only=True,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.label_heads import LabelHead, Query2Label, build_head
 from kappaseg_core.label_heads.shortlist import check_shortlist, merged, picked
-from stage2_segmentation.branches import TokenHost, class_table, refuse_heads
+from stage2_segmentation.branches import ClassHost, class_table, refuse_heads
 from stage2_segmentation.hosts.segmenter import init_linear
 from stage2_segmentation.structures import Seen
 
@@ -74,7 +74,7 @@ class DecoderBranch(nn.Module):
             self.shortlist, self.weight = options.shortlist, options.shortlist_weight
 
     def forward(
-        self, host: TokenHost, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None
+        self, host: ClassHost, features: Tensor, classes: Tensor | None = None, labels: Tensor | None = None
     ) -> Seen:
         queries = host.cls_emb if classes is None else classes
         cells = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
@@ -102,7 +102,7 @@ class DecoderBranch(nn.Module):
             self.first.set_prior(frequency)
 
 
-def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: int) -> DecoderBranch:
+def build(options: Options, host: ClassHost, *, num_classes: int, in_channels: int) -> DecoderBranch:
     """The branch for a host with class embeddings [K, D]."""
     width = class_table(host).shape[1]
     return DecoderBranch(options, num_classes, width, in_channels)

@@ -15,7 +15,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, cells: Tensor) -> Tensor:
         images, _, height, width = cells.shape
-        if images * height * width > 1:
+        if not self.training or images * height * width > 1:
             return super().forward(cells)
         return F.batch_norm(cells, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape, Wants, build_backbone
@@ -16,6 +17,7 @@ from kappaseg_core.config import BackboneConfig, DataConfig, LoopConfig, OptimCo
 from kappaseg_core.errors import UserError
 from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import complete_ranking
+from kappaseg_core.structures import Batch
 from stage2_segmentation import hosts
 from stage2_segmentation.config import (
     AugmentConfig,
@@ -28,7 +30,9 @@ from stage2_segmentation.config import (
 from stage2_segmentation.evaluate import evaluate_model, load_segmentation, open_test_scenes
 from stage2_segmentation.losses import prediction_loss, segmentation_loss
 from stage2_segmentation.model import SegmentationModel, build_segmentation
+from stage2_segmentation.sources.joint import Joint
 from stage2_segmentation.structures import Auxiliary, Prediction
+from stage2_segmentation.task import SegmentTask
 from stage2_segmentation.train import source_for, train_segmentation
 from tests.contracts.test_backbones import CONVNEXT, SWIN, VIT
 
@@ -189,6 +193,29 @@ def test_stored_maps_train_as_those_that_are_computed(tmp_path: Path) -> None:
         losses.append(load_segmentation(run)[0].host.state_dict())
     for one, other in zip(losses[0].values(), losses[1].values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+
+
+class WithOwnLayer(nn.Module):
+    """A network with a layer that its first map alone depends on."""
+
+    def __init__(self, network: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.network, self.own = network, nn.Conv2d(channels, channels, 1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        first, *others = self.network(images)
+        return [self.own(first), *others]
+
+
+def test_every_map_has_a_gradient_while_the_label_loss_is_alone(tmp_path: Path) -> None:
+    """Distributed training waits for all gradients, and the label branch looks at the last map."""
+    labels, source = LabelsConfig("pooled", warm_up=0.5), SourceConfig("joint", kappa=3)
+    model = build_segmentation(config_for(tmp_path, replace(RESNET, frozen=False), labels=labels, source=source), K)
+    model.backbone.network = WithOwnLayer(model.backbone.network, model.backbone.shapes[0].channels)
+    task = SegmentTask(model, Joint(3), K, missed=source, labels=labels, loss_stride=1)
+    batch = Batch(("a", "b"), image=torch.randn(2, 3, 40, 40), mask=torch.randint(K, (2, 40, 40)), progress=0.1)
+    task(batch)[0].backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_class_tokens_in_the_backbone_go_with_one_map_alone(tmp_path: Path) -> None:
