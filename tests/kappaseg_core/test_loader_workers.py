@@ -152,7 +152,7 @@ def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
 
 
 WATCHED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from kappaseg_core.config import LoopConfig
 from kappaseg_core.feeding import batches
@@ -160,6 +160,7 @@ from kappaseg_core.placement import Placement
 from tests.kappaseg_core.test_loader_workers import Numbered
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which programs in the background begin without
     loop = LoopConfig(steps=10**6, batch_size=2, loader_workers=2, loader_start=sys.argv[1])
     seen = set()
     for batch in batches(Numbered(), "labels", loop, Placement()):
@@ -167,6 +168,7 @@ if __name__ == "__main__":
         if len(seen) == 2:
             print(*seen, flush=True)
             time.sleep(60)
+            sys.exit("was not stopped")
 """
 
 
