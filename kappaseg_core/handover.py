@@ -90,7 +90,7 @@ class Handover:
             image = blanked(self.normalise(pixels), self.blank)
         return Batch(
             self.image_id, image, self.features and tuple(one.to(device, non_blocking=True) for one in self.features),
-            None if mask is None else mask.long(), None if labels is None else labels.float(), progress,
+            None if mask is None else mask.long(), None if labels is None else labels.float(), progress=progress,
         )  # fmt: skip
 
 

@@ -61,6 +61,8 @@ class Batch:
     image: f32 [B, 3, H, W], normalised; None where `features` holds what became of it.
     features: the maps f32 [B, C, h, w] of a frozen backbone; None where the backbone is still to be run.
     mask: i64 [B, H, W], ids or IGNORE.      labels: f32 [B, K] multi-hot.     One of the two, as the task asks.
+    instances: i64 [B, H, W], which object of its label a pixel belongs to (Scene.instances); None where the task does not
+    learn objects.
     image_id: names of the B images, by which a task asks its source for their rankings.
     progress: share of the training that lies behind, 0 at the first step, below 1 at the last: what a task whose
     targets change over time goes by.
@@ -71,6 +73,7 @@ class Batch:
     features: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
     labels: Tensor | None = None
+    instances: Tensor | None = None
     progress: float = 0.0
 
     def __len__(self) -> int:
@@ -83,4 +86,5 @@ class Batch:
             features=self.features and tuple(one.to(device, non_blocking=True) for one in self.features),
             mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            instances=None if self.instances is None else self.instances.to(device, non_blocking=True),
         )

@@ -1,6 +1,6 @@
 """What flows through a segmentation network: what is seen of images, and what a host predicts.
 
-Legend: B images, C channels, h w cells of a map, P = h·w, K all labels, κ kept labels, D the host's width.
+Legend: B images, C channels, h w cells of a map, P = h·w, K all labels, κ kept labels, D the host's width, Q queries.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Seen:
     supervised: (weight, f32 [B, K]): further logits that learn the same labels, in training.
     maps: all maps that the host wants, each [B, C_l, h_l, w_l]; the last one is `features`.
     begun: the images behind the first blocks of a plain ViT, for a host that runs the last ones; None for others.
+    decoded: what the queries of a mask network made of the maps, for a host with `decode`; None for others.
     progress: share of the training that lies behind, for a host that changes over time; 1 = it is over.
     """
 
@@ -38,7 +39,22 @@ class Seen:
     supervised: tuple[tuple[float, Tensor], ...] = ()
     maps: tuple[Tensor, ...] = ()
     begun: Begun | None = None
+    decoded: Decoded | None = None
     progress: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Queries behind the decoder of a mask network, which knows nothing of labels: it runs before any is kept.
+
+    queries: f32 [L, B, Q, D], behind each of L layers, as class logits are made from them; the last layer counts.
+    masks: of each of these layers, mask logits f32 [B, Q, h, w] in cells of the host's `cell` pixels.
+    looked_at: [B, C, h', w'], what a label branch sees of the images.
+    """
+
+    queries: Tensor
+    masks: tuple[Tensor, ...]
+    looked_at: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,3 +72,17 @@ class Prediction:
 
     rank_logits: Tensor
     auxiliary: tuple[Auxiliary, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryPrediction:
+    """What a mask network predicts: Q masks, each with a label or none.
+
+    class_logits: f32 [B, Q, κ + 1], of the ranks, padding ranks with PADDING_LOGIT, and of "no object" last.
+    mask_logits: f32 [B, Q, h, w], in cells of the host's `cell` pixels.
+    auxiliary: the same of the layers before, each of whose losses counts as much, in training alone.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    auxiliary: tuple[QueryPrediction, ...] = ()
