@@ -38,6 +38,8 @@ class Options:
     norm_stages: bool = True
     """layer normalisation of every stage but the last, which the backbone normalises itself (as published for Swin);
     the blocks of a ViT are taken as the backbone gives them"""
+    norm_eps: float = 1e-5
+    """of these normalisations (published for ConvNeXt: 1e-6)"""
     dropout: float = 0.1
     rank_scale: Scale = "layer_norm"
     """kappaseg_core.rank_scale: layer_norm (as released), shared_norm, rank (Eq. 3), shared; none = the plain
@@ -50,6 +52,8 @@ class Options:
         refuse_below(1, self, "width", "auxiliary_width")
         refuse_below(0, self, "auxiliary")
         refuse_no_share(self, "dropout")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps = {self.norm_eps}, wanted a number above 0")
         if min(self.pools, default=1) < 1:
             raise ValueError(f"pools = {list(self.pools)}, wanted 1 or more cells a side")
         if self.blocks is not None and len(self.blocks) != MAPS:
@@ -70,7 +74,7 @@ class UPerNet(nn.Module):
             self.levels = FeaturePyramid(maps)
             maps = self.levels.shapes
         else:
-            self.levels = Stages(maps if options.norm_stages else ())
+            self.levels = Stages(maps if options.norm_stages else (), eps=options.norm_eps)
         self.cell = maps[0].stride
         self.fuse = Fusion(maps, options.width, options.pools)
         self.classify = PixelClassifier(
@@ -97,9 +101,9 @@ class UPerNet(nn.Module):
 class Stages(nn.Module):
     """Layer normalisation of the channels of every cell, but not of the last map's. No shapes: maps as they are."""
 
-    def __init__(self, shapes: Sequence[MapShape]) -> None:
+    def __init__(self, shapes: Sequence[MapShape], *, eps: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(shape.channels) for shape in shapes[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(shape.channels, eps) for shape in shapes[:-1])
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         count = len(self.norms)
