@@ -82,14 +82,14 @@ class Segmenter(nn.Module):
     def forward(self, seen: Seen, ranking: Ranking) -> Prediction:
         patches = self.read(seen.features) if seen.patches is None else seen.patches
         kept = kept_classes(self.cls_emb, seen.classes, ranking)
-        return Prediction(self.decode(patches, kept, ranking, seen.features.shape[-2:]))
+        return Prediction(self.masks(patches, kept, ranking, seen.features.shape[-2:]))
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D], row by row."""
         tokens: Tensor = self.proj_dec(features.flatten(2).mT)
         return tokens
 
-    def decode(self, patches: Tensor, classes: Tensor, ranking: Ranking, grid: tuple[int, ...]) -> Tensor:
+    def masks(self, patches: Tensor, classes: Tensor, ranking: Ranking, grid: tuple[int, ...]) -> Tensor:
         """Patch tokens [B, P, D] and class tokens [B, κ, D] in rank order → rank_logits f32 [B, κ, h, w]."""
         count, valid = patches.shape[1], ranking.valid
         tokens, attend = torch.cat([patches, classes], dim=1), None
