@@ -13,13 +13,15 @@ from stage2_segmentation.hosts.convolutions import BatchNorm
 FINER = 4  # the first map of the pyramid has so many times more cells a side
 
 
-def pyramid_of(maps: Sequence[MapShape], *, norm_stages: bool) -> tuple[nn.Module, list[MapShape]]:
+def pyramid_of(
+    maps: Sequence[MapShape], *, norm_stages: bool, norm_eps: float = 1e-5
+) -> tuple[nn.Module, list[MapShape]]:
     """From the maps of a backbone to four maps, each coarser than the one before, and the shapes of these.
 
     norm_stages: layer normalisation of every stage but the last; blocks of a ViT are taken as the backbone gives them.
     """
     if len({shape.stride for shape in maps}) > 1:
-        return Stages(maps if norm_stages else ()), list(maps)
+        return Stages(maps if norm_stages else (), norm_eps), list(maps)
     pyramid = FeaturePyramid(maps)
     return pyramid, pyramid.shapes
 
@@ -27,9 +29,9 @@ def pyramid_of(maps: Sequence[MapShape], *, norm_stages: bool) -> tuple[nn.Modul
 class Stages(nn.Module):
     """Layer normalisation of the channels of every cell, but not of the last map's. No shapes: maps as they are."""
 
-    def __init__(self, shapes: Sequence[MapShape]) -> None:
+    def __init__(self, shapes: Sequence[MapShape], eps: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(shape.channels) for shape in shapes[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(shape.channels, eps) for shape in shapes[:-1])
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         count = len(self.norms)

@@ -38,6 +38,8 @@ class Options:
     norm_stages: bool = True
     """layer normalisation of every stage but the last, which the backbone normalises itself (as published for Swin);
     the blocks of a ViT are taken as the backbone gives them"""
+    norm_eps: float = 1e-5
+    """of these normalisations (published for ConvNeXt: 1e-6)"""
     dropout: float = 0.1
     rank_scale: Scale = "layer_norm"
     """kappaseg_core.rank_scale: layer_norm (as released), shared_norm, rank (Eq. 3), shared; none = the plain
@@ -50,6 +52,8 @@ class Options:
         refuse_below(1, self, "width", "auxiliary_width")
         refuse_below(0, self, "auxiliary")
         refuse_no_share(self, "dropout")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps = {self.norm_eps}, wanted a number above 0")
         if min(self.pools, default=1) < 1:
             raise ValueError(f"pools = {list(self.pools)}, wanted 1 or more cells a side")
         if self.blocks is not None and len(self.blocks) != MAPS:
@@ -65,7 +69,7 @@ class UPerNet(nn.Module):
 
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         super().__init__()
-        self.levels, maps = pyramid_of(maps, norm_stages=options.norm_stages)
+        self.levels, maps = pyramid_of(maps, norm_stages=options.norm_stages, norm_eps=options.norm_eps)
         self.cell = maps[0].stride
         self.fuse = Fusion(maps, options.width, options.pools)
         self.classify = PixelClassifier(
