@@ -95,6 +95,8 @@ def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationMo
         config.labels.head, host, num_classes=num_classes, in_channels=backbone.channels, options=config.labels.options
     )
     check_negatives(config.labels, branch)
+    if config.optim.selected_rows:
+        check_rows(config, branch)
     return SegmentationModel(
         backbone, host, branch,
         all_labels=num_classes if config.source.train == "complete" else None, class_tokens=joined,
@@ -119,6 +121,20 @@ def check_negatives(labels: LabelsConfig, branch: nn.Module | None) -> None:
         raise UserError(
             f"labels.loss.negatives = {labels.loss.negatives}, but labels.head = {labels.head} does not score some "
             "labels alone; use labels.head decoder or pooled, or set it null"
+        )
+
+
+def check_rows(config: Stage2Config, branch: nn.Module | None) -> None:
+    """Raise UserError where every step gives all class embeddings a gradient, so that none can be left out."""
+    if config.class_tokens == "backbone":
+        raise UserError(
+            "optim.selected_rows = true, but class_tokens = backbone reads the class embeddings of all labels; leave "
+            "it out, or use class_tokens host"
+        )
+    if getattr(branch, "shares_classes", False) and config.labels.loss.negatives is None:
+        raise UserError(
+            f"optim.selected_rows = true, but labels.head = {config.labels.head} learns through the class embeddings "
+            "of all labels; leave it out, or use labels.head pooled, group, or decoder with labels.loss.negatives"
         )
 
 
