@@ -110,6 +110,8 @@ def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationMo
     )  # fmt: skip
     check_negatives(config.labels, branch)
     check_queries_seen(config, host, branch)
+    if config.optim.selected_rows:
+        check_rows(config, branch)
     return SegmentationModel(
         backbone, host, branch,
         all_labels=num_classes if config.source.train == "complete" else None, class_tokens=joined,
@@ -143,6 +145,20 @@ def check_queries_seen(config: Stage2Config, host: nn.Module, branch: nn.Module 
         raise UserError(
             f"labels.head = {config.labels.head} looks at the queries of {config.host.kind}, which are no grid of "
             "cells; set labels.options.pooled to 0, or host.options.labels_see to pixels"
+        )
+
+
+def check_rows(config: Stage2Config, branch: nn.Module | None) -> None:
+    """Raise UserError where every step gives all class embeddings a gradient, so that none can be left out."""
+    if config.class_tokens == "backbone":
+        raise UserError(
+            "optim.selected_rows = true, but class_tokens = backbone reads the class embeddings of all labels; leave "
+            "it out, or use class_tokens host"
+        )
+    if getattr(branch, "shares_classes", False) and config.labels.loss.negatives is None:
+        raise UserError(
+            f"optim.selected_rows = true, but labels.head = {config.labels.head} learns through the class embeddings "
+            "of all labels; leave it out, or use labels.head pooled, group, or decoder with labels.loss.negatives"
         )
 
 

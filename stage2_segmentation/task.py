@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.backbones import Wants
+from kappaseg_core.class_rows import gives_rows
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_loss import AsymmetricLoss
@@ -91,7 +92,8 @@ class SegmentTask(nn.Module):
         """
         model = self.model
         parts = [model.host] if model.backbone.wants == Wants() else [model.host, model.backbone]
-        return sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
+        learnt = (p for part in parts for p in part.parameters() if p.requires_grad)
+        return sum(p.sum() for p in learnt if not gives_rows(p))  # of whose rows none has a gradient
 
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from kappaseg_core.class_rows import gives_rows
+from kappaseg_core.config import OptimConfig
 from kappaseg_core.optim import build_optimizer, clip_gradients
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, to_label_space, to_rank_space, top_kappa
 from kappaseg_core.structures import Batch
@@ -98,6 +100,7 @@ def network(variant: Variant) -> SegmentationModel:
             augment=replace(config.augment, crop=variant.size),
             labels=config.labels if variant.kappa else replace(config.labels, head="none"),
             source=source(config, variant.kappa),
+            optim=optim_of(variant),
         ),
         variant.classes,
     ).train(variant.train)
@@ -109,6 +112,15 @@ def source(config: Stage2Config, kappa: int | None) -> SourceConfig:
         return replace(config.source, train="complete", test=None)
     own = config.labels.head != "none"
     return replace(config.source, train="joint" if own else "cache", test=None, kappa=kappa)
+
+
+def optim_of(variant: Variant) -> OptimConfig:
+    """The configured optimiser. It changes all rows where all labels are taken, and on "meta", where rows that are
+    selected would be values."""
+    optim = variant.config.optim
+    if variant.kappa is None or variant.device == "meta":
+        return replace(optim, selected_rows=False)
+    return optim
 
 
 @contextmanager
@@ -160,12 +172,14 @@ def training(
         labels=config.labels, loss_stride=config.loss.stride,
     )  # fmt: skip
     batch = Batch(tuple(map(str, range(len(images)))), image=images, mask=mask, progress=LATE)
-    optimizer = build_optimizer(task.parameter_groups(config.optim), config.optim)
+    optim = optim_of(variant)
+    optimizer = build_optimizer(task.parameter_groups(optim), optim)
     for group in optimizer.param_groups:
-        group["lr"] = config.optim.lr * group["lr_factor"]
+        group["lr"] = optim.lr * group["lr_factor"]
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # held from the first step on
+        if not gives_rows(parameter):
+            parameter.grad = torch.zeros_like(parameter)  # held from the first step on
     watch(model, mark, alone=variant.way == "backbone")
 
     def loss() -> Tensor:
@@ -186,8 +200,8 @@ def training(
         if found.requires_grad:  # a frozen backbone alone learns nothing
             found.backward()
         mark("backbone, backward")
-        if config.optim.clip is not None:
-            clip_gradients(trained, config.optim)
+        if optim.clip is not None:
+            clip_gradients(trained, optim)
         optimizer.step()
         mark("optimiser")
 

@@ -187,6 +187,7 @@ class Training:
 
     def __init__(self, task: Task, optim: OptimConfig, loop: LoopConfig, *, gpu: bool) -> None:
         self.task, self.loop, self.device = task.train(), loop, next(task.parameters()).device.type
+        optim = replace(optim, selected_rows=False)  # which rows are selected are values; with all of them it is more
         self.optimizer = build_optimizer(task.parameter_groups(optim), optim)
         for group in self.optimizer.param_groups:
             group["foreach"] = gpu  # all parameters at once, which takes room for their sum

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.precision import full_precision
@@ -151,6 +152,8 @@ class QueryClassifier(nn.Module):
     one layer normalisation over κ + 1; the plain networks have a linear layer, which `scale = none` is.
     """
 
+    class_tables = ("cls_emb", "cls_bias")
+
     def __init__(self, num_classes: int, width: int, *, kappa: int, scale: Scale) -> None:
         super().__init__()
         plain, bound = scale == "none", width**-0.5
@@ -162,7 +165,7 @@ class QueryClassifier(nn.Module):
 
     def forward(self, queries: Tensor, ranking: Ranking) -> Tensor:
         images = len(ranking)
-        rows = torch.cat([F.embedding(ranking.labels, self.cls_emb), self.no_object.expand(images, 1, -1)], 1).float()
+        rows = torch.cat([rows_of(self.cls_emb, ranking.labels), self.no_object.expand(images, 1, -1)], 1).float()
         valid = F.pad(ranking.valid, (0, 1), value=True)[:, None]
         with full_precision(queries.device):
             if self.rank_scale is not None:
@@ -170,7 +173,9 @@ class QueryClassifier(nn.Module):
                 logits: Tensor = self.rank_scale(cosine, valid)
             else:
                 assert self.cls_bias is not None and self.no_object_bias is not None
-                bias = torch.cat([self.cls_bias[ranking.labels], self.no_object_bias.expand(images, 1)], 1).float()
+                bias = torch.cat(
+                    [rows_of(self.cls_bias, ranking.labels), self.no_object_bias.expand(images, 1)], 1
+                ).float()
                 logits = queries.float() @ rows.mT + bias[:, None]
         return logits.masked_fill(~valid, PADDING_LOGIT)
 

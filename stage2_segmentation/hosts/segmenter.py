@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.precision import full_precision
@@ -58,6 +59,8 @@ class Segmenter(nn.Module):
     The κ class embeddings are gathered in rank order; no positions are added, so that rank matters in the rank scale
     alone. With the complete ranking (κ = K, in order of id) this is the plain Segmenter.
     """
+
+    class_tables = ("cls_emb",)
 
     def __init__(self, options: Options, *, num_classes: int, shape: MapShape, kappa: int) -> None:
         super().__init__()
@@ -109,9 +112,7 @@ class Segmenter(nn.Module):
 
 def kept_classes(table: Tensor, refined: Tensor | None, ranking: Ranking) -> Tensor:
     """Class tokens [B, κ, D] in rank order: of a table [K, D], or of the images' own refined ones [B, K, D]."""
-    if refined is None:
-        return F.embedding(ranking.labels, table)
-    return refined.gather(1, ranking.labels[..., None].expand(-1, -1, refined.shape[2]))
+    return rows_of(table if refined is None else refined, ranking.labels)
 
 
 def init_linear(module: nn.Module) -> None:
