@@ -10,13 +10,11 @@ and for fewer K, ViT-L and Swin-L in use alone: a step of training ViT-L at 640 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.bench.comparisons import compare, known_in
-from pipelines.bench.machine import free_gib
+from pipelines.bench.program import measure_missing
 from pipelines.bench.variants import BACKBONES, Precision, Variant, plain_config, variants
 
 RESULTS = Path(__file__).parent / "results" / "cost_matrix.json"
@@ -77,18 +75,7 @@ MATRIX = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only", default="", help="comparisons with this in their name")
-    parser.add_argument("--again", action="store_true", help="also those that were measured before")
-    parser.add_argument("--limit", type=float, metavar="GIB", help="memory of all processes (default: nearly all free)")
-    parser.add_argument("--to", type=Path, default=RESULTS, metavar="FILE", help="default: the committed results")
-    given = parser.parse_args(arguments)
-    comparisons = {one.name: tuple(one.variants()) for one in MATRIX}
-    known = known_in(given.to)
-    wanted = [name for name in comparisons if given.only in name and (given.again or name not in known)]
-    limit = given.limit or 0.9 * free_gib("cpu")
-    compare(comparisons, wanted, given.to, known, rounds=given.rounds, limit_gib=limit)
+    measure_missing(__doc__, {one.name: tuple(one.variants()) for one in MATRIX}, RESULTS, arguments, rounds=2)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,12 @@ SIDE_BY_SIDE = (
         "cocostuff171_mini_joint", "COCO-Stuff, joint", "cocostuff171_mini/benchmark_joint.yaml",
         "COCO-Stuff: label branches, losses and missed labels of the joint scheme", f"{PHOTOS} {UNSEEN}",
     ),
+    SideBySide(
+        "cocostuff171_mini_hosts", "COCO-Stuff, hosts (Segmenter)", "cocostuff171_mini/benchmark_hosts.yaml",
+        "COCO-Stuff: every host, every scheme",
+        "Hosts on maps of one frozen MobileNetV2, or on a small ViT behind it that is trained with them; "
+        "[hosts.md](hosts.md) holds each against its own network with all labels.",
+    ),
 )  # fmt: skip
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kappaseg_core.cost import Sizes, count
+from kappaseg_core.cost import Cost, Sizes, count
 from kappaseg_core.live_memory import LiveMemory
 from kappaseg_core.ranking import Ranking
+from pipelines.bench import eomt
 from pipelines.bench.steps import built, network
 from pipelines.bench.variants import Variant
 from stage2_segmentation import pixels
@@ -54,24 +55,34 @@ def needs(variant: Variant) -> Needs:
 def flops(variant: Variant) -> int:
     """Of the matrix products, convolutions and attention products of one step's network, two for a multiplication
     and addition; in training three times as many (each product has two in the way back), but of a frozen backbone."""
+    whole = cost(variant).macs
+    fixed = cost(replace(variant, way="backbone")).macs if variant.config.backbone.is_frozen else 0
+    return 2 * (whole + 2 * (whole - fixed) if variant.train else whole)
+
+
+def cost(variant: Variant) -> Cost:
+    """Parameters, and MACs for the images of one step in use: the network up to its logits, without the label map."""
+    unvalued = replace(variant, device="meta", train=False)
     with torch.device("meta"):
-        model = network(replace(variant, device="meta", train=False))
+        model: Any = eomt.network(unvalued) if variant.way == "eomt" else network(unvalued)
         images = torch.zeros(variant.images, 3, variant.size, variant.size)
         labels = torch.zeros(variant.images, variant.kappa or variant.classes, dtype=torch.int64)
-    ranking = Ranking(labels, labels.float(), labels.bool())
-    trunk = count(model.backbone, lambda: model.backbone(images)).macs
-    whole = trunk if variant.way == "backbone" else count(model, lambda: model(images, ranking)).macs
-    learning = whole - trunk if model.backbone.frozen else whole
-    return 2 * (whole + 2 * learning if variant.train else whole)
+    if variant.way == "eomt":
+        return count(model, lambda: model(images))
+    if variant.way == "backbone":
+        return count(model.backbone, lambda: model.backbone(images))
+    return count(model, lambda: model(images, Ranking(labels, labels.float(), labels.bool())))
 
 
 class Unvalued(Sizes):
-    """Also for programs that ask for a share, which then decides for the way that computes more; and attention holds
-    what its fused kernels hold."""
+    """Also for programs that ask for a share, which then decides for the way that computes more, or for values, which
+    are zeros (of a matching); and attention holds what its fused kernels hold."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__float__ and args[0].is_meta:
             return 1.0
+        if func is Tensor.cpu and args[0].is_meta:
+            return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu")
         if func is F.scaled_dot_product_attention:
             queries, keys, values = args[:3]
             return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values)[0]

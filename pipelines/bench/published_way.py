@@ -8,7 +8,7 @@ full resolution, then cross-entropy) and, for RankSeg, inference (κ logits into
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -64,3 +64,13 @@ def map_by_scatter(logits: Tensor, labels: Tensor, num_classes: int, size: tuple
     full = logits.new_full((len(logits), num_classes, *logits.shape[2:]), NOT_KEPT)
     full.scatter_(1, labels[..., None, None].expand_as(logits), logits)
     return F.interpolate(full, size, mode="bilinear", align_corners=False).softmax(1).argmax(1)
+
+
+def map_of_queries(class_logits: Tensor, mask_logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Label map i64 [B, H, W] of Q queries: class logits [B, Q, K + 1], "no object" last, and mask logits [B, Q, h, w].
+
+    The label with the largest Σ_q softmax(class_q)_k σ(mask_q) at a pixel, so K channels at full resolution. The
+    transformers library upsamples these once more to the size of the original image, which is left out.
+    """
+    masks = F.interpolate(mask_logits, tuple(size), mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], masks).argmax(1)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from kappaseg_core.class_rows import gives_rows
 from kappaseg_core.config import OptimConfig
-from kappaseg_core.optim import build_optimizer, clip_gradients
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, to_label_space, to_rank_space, top_kappa
 from kappaseg_core.structures import Batch
+from pipelines.bench import eomt
+from pipelines.bench.learning import Mark, autocast, learning, regions, untold
 from pipelines.bench.published_way import attention_in_steps, loss_of_prediction, map_by_scatter, map_of_all_labels
 from pipelines.bench.variants import Variant
 from stage2_segmentation import losses
@@ -32,8 +32,6 @@ from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
 LATE = 0.99
-#: told the name of the part that has just ended
-Mark = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Given:
 
 def built(variant: Variant, mark: Mark) -> Callable[[], object]:
     """The step of a variant: its network, images and rankings on the variant's device, drawn from torch's generator."""
+    if variant.way == "eomt":
+        return eomt.built(variant)
     with torch.device(variant.device):
         model = network(variant)
         if model.class_tokens or model.backbone.wants.last_blocks:  # not through the backbone and then the host
@@ -70,17 +70,6 @@ def built(variant: Variant, mark: Mark) -> Callable[[], object]:
             compute()
 
     return step
-
-
-def untold(part: str) -> None:
-    """A mark that nobody hears."""
-
-
-def autocast(variant: Variant) -> torch.autocast | ExitStack:
-    """bf16 where it is asked for, with fp32 where the network asks for it. "meta" has none."""
-    if variant.precision == "fp32" or variant.device == "meta":
-        return ExitStack()
-    return torch.autocast(torch.device(variant.device).type, torch.bfloat16)
 
 
 def network(variant: Variant) -> SegmentationModel:
@@ -172,14 +161,6 @@ def training(
         labels=config.labels, loss_stride=config.loss.stride,
     )  # fmt: skip
     batch = Batch(tuple(map(str, range(len(images)))), image=images, mask=mask, progress=LATE)
-    optim = optim_of(variant)
-    optimizer = build_optimizer(task.parameter_groups(optim), optim)
-    for group in optimizer.param_groups:
-        group["lr"] = optim.lr * group["lr_factor"]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        if not gives_rows(parameter):
-            parameter.grad = torch.zeros_like(parameter)  # held from the first step on
     watch(model, mark, alone=variant.way == "backbone")
 
     def loss() -> Tensor:
@@ -192,28 +173,7 @@ def training(
                 pixel_prediction(model, images, ranking), to_rank_space(mask, ranking, variant.classes)
             )
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        mark("optimiser")
-        found = loss()
-        mark("loss")
-        if found.requires_grad:  # a frozen backbone alone learns nothing
-            found.backward()
-        mark("backbone, backward")
-        if optim.clip is not None:
-            clip_gradients(trained, optim)
-        optimizer.step()
-        mark("optimiser")
-
-    return step
-
-
-def regions(images: Tensor, ranking: Ranking) -> Tensor:
-    """A label map i64 [B, H, W] of a few kept labels, in squares."""
-    height, width = images.shape[2:]
-    cells = torch.randint(ranking.kappa, (len(images), 1, 8, 8))
-    ranks = nn.functional.interpolate(cells.float(), (height, width)).long()[:, 0]
-    return to_label_space(ranks, ranking)
+    return learning(task.parameter_groups(optim_of(variant)), optim_of(variant), loss, mark)
 
 
 def inference(

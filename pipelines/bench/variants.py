@@ -14,8 +14,9 @@ from kappaseg_core.errors import UserError
 from stage2_segmentation.config import HostConfig, Stage2Config
 
 #: ours: as this project runs it.   strips: the same without the kernel for GPUs.   plain: fused attention, but
-#: upsampling and loss, or arg-max, as published.   published: all as published.   backbone: nothing behind it
-Computation = Literal["ours", "strips", "plain", "published", "backbone"]
+#: upsampling and loss, or arg-max, as published.   published: all as published.   backbone: nothing behind it.
+#: eomt: another network on a backbone of the same sizes (pipelines/bench/eomt.py); host.options are then its own
+Computation = Literal["ours", "strips", "plain", "published", "backbone", "eomt"]
 Precision = Literal["fp32", "bf16"]
 
 

@@ -5,48 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipelines.bench import turns
-from pipelines.bench.clocks import Taken
 from pipelines.bench.comparisons import compare, known_in
 from pipelines.bench.needs import Needs
 from pipelines.bench.turns import fitting, in_turns, measured, seconds
 from pipelines.bench.variants import Variant
 from pipelines.bench.worker import OUT_OF_MEMORY, Ended, Worker
 
-
-class FakeWorker:
-    """Takes its number of seconds, and notes when it was asked. fails: status to end with at the first step."""
-
-    asked: ClassVar[list[str]] = []
-    fails: ClassVar[dict[str, int]] = {}
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
-
-    def __enter__(self) -> FakeWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def step(self) -> Taken:
-        if status := self.fails.get(self.variant.name):
-            raise Ended(self.variant.name, status)
-        self.asked.append(self.variant.name)
-        passed = len(self.asked)
-        return Taken(float(passed), passed / 2, 100.0 + passed, {"backbone": float(passed)})
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    monkeypatch.setattr(turns, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "asked", [])
-    monkeypatch.setattr(FakeWorker, "fails", {})
-    return FakeWorker
+if TYPE_CHECKING:
+    from tests.pipelines.bench.conftest import FakeWorker
 
 
 def named(variant: Variant, *names: str) -> list[Variant]:
