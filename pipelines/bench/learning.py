@@ -46,7 +46,8 @@ def learning(
 ) -> Callable[[], object]:
     """One step of the configured optimiser down the gradient of a loss.
 
-    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on, but for those of single rows.
+    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on, but for those
+    of single rows.
     """
     optimizer = build_optimizer(groups, optim)
     for group in optimizer.param_groups:
