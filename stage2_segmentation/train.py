@@ -91,8 +91,13 @@ def learnt_things(model: SegmentationModel, inference: InferenceConfig, *splits:
     if not model.learns_objects:
         return None
     refuse_several_views(inference)
+    return things_to_learn(*splits)
+
+
+def things_to_learn(*splits: SceneSet) -> tuple[bool, ...]:
+    """Which labels are things in the splits of one data set. Raises UserError where one tells no objects apart."""
     try:
-        (things,) = {things_of(scenes) for scenes in splits}  # splits of one data set
+        (things,) = {things_of(scenes) for scenes in splits}
     except UserError as error:
         raise UserError(f"host.options.target = objects, but {error}; or set host.options.target labels") from None
     return things

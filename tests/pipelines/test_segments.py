@@ -244,3 +244,12 @@ def test_objects_that_cannot_be_learnt_or_found_are_told_before_training(
     words: list[str], more: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused([*words, *more], capsys, wanted)
+
+
+def test_feeding_with_objects_is_measured_and_so_is_the_step(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "data", "objects.yaml", "--seconds", "0.2", "--workers", "0", "--network", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["needed_images_per_second"] > 0
+    refused([*command, "--data.options.objects", "null"], capsys, "host.options.target = objects, but split 'train'")
