@@ -78,6 +78,8 @@ def wants(options: Options) -> Wants:
 class Mask2Former(QueryHost):
     """What was seen of B images and their ranking → class and mask logits of Q queries, in cells of the finest map."""
 
+    predicts_first = True
+
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         rule = LossRule(
             options.class_weight, options.mask_weight, options.dice_weight, options.no_object,
@@ -118,7 +120,7 @@ class Mask2Former(QueryHost):
             places.append(self.positions(cells.shape, cells.device, cells.dtype).flatten(2).permute(2, 0, 1))
             shrunk.append(F.interpolate(pixels.detach(), cells.shape[2:], mode="bilinear"))
         asked, first = (
-            table.weight[:, None].expand(-1, len(pixels), -1)
+            table.weight[:, None].repeat(1, len(pixels), 1)
             for table in (module.queries_embedder, module.queries_features)
         )
         states = [first]

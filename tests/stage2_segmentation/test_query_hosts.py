@@ -119,6 +119,13 @@ def test_with_all_labels_it_is_transformers_network_by_its_own_names(kind: str) 
     torch.testing.assert_close(found.mask_logits, wanted.masks_queries_logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "layers"), [("maskformer", 2), ("mask2former", 4)])
+def test_every_layer_is_learnt_and_in_mask2former_also_what_is_said_before_the_first(kind: str, layers: int) -> None:
+    host, maps = host_of(kind), [torch.randn(1, shape.channels, *[64 // shape.stride] * 2) for shape in MAPS]
+    assert len(host.train().decode(maps).masks) == len(host.decode(maps).queries) == layers
+    assert len(host.eval().decode(maps).masks) == len(host.decode(maps).queries) == 1
+
+
 def rand_by_shape(*shape: int, device: torch.device) -> Tensor:
     """Points that depend on nothing but how many they are."""
     return torch.empty(shape).uniform_(generator=torch.Generator().manual_seed(shape[0] * 1000 + shape[1]))
@@ -444,16 +451,24 @@ def test_sizes_that_do_not_fit_are_refused(name: str, value: float) -> None:
         host_of("mask2former", **{name: value})
 
 
+def set_dropout(host: nn.Module, share: float) -> None:
+    for module in host.modules():
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if hasattr(module, name):
+                setattr(module, name, share)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_to_segment_what_its_maps_tell(kind: str) -> None:
     mask = drawn_mask(4, 64, 64)
     one_hot = F.one_hot(mask + 1, K + 1).permute(0, 3, 1, 2).float()
     shapes = [MapShape(K + 1, shape.stride) for shape in MAPS]
-    host = host_of(kind, maps=shapes).train()
+    host = host_of(kind, maps=shapes, rank_scale="none").train()
+    set_dropout(host, 0.0)
     maps, ranking, right = [F.avg_pool2d(one_hot, shape.stride) for shape in shapes], complete_ranking(4, K), []
     optimizer = torch.optim.AdamW(host.parameters(), 3e-3)
-    for _ in range(120):
+    for _ in range(70):
         loss, figures = host.loss(host(Seen(maps[-1], decoded=host.decode(maps)), ranking), by_label(mask), ranking)
         optimizer.zero_grad()
         loss.backward()
@@ -464,6 +479,7 @@ def test_it_learns_to_segment_what_its_maps_tell(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_decoders_give_the_same(kind: str) -> None:
     host = host_of(kind).eval()
