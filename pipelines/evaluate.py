@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 from kappaseg_core.checkpoint import RunDirectory, read_record, short
 from kappaseg_core.config import build, load_config, override, to_plain
 from kappaseg_core.errors import UserError
-from kappaseg_core.files import write_text
+from kappaseg_core.files import no_empty_folders, write_text
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import memory_mib
+from kappaseg_core.scenes import things_of
 from kappaseg_core.structures import SceneSet
 from pipelines.calibrate import calibrated_source, describe
+from pipelines.panoptic import QUALITY_COLUMNS, categories_of, quality_rows
+from pipelines.segment_files import SegmentFiles, refuse_segments_there
 from pipelines.tables import show_table
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import (
@@ -27,6 +31,7 @@ from stage2_segmentation.evaluate import (
     open_test_scenes,
 )
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.objects import refuse_several_views
 from stage2_segmentation.sources import Source, source_module
 from stage2_segmentation.train import source_for
 
@@ -72,16 +77,20 @@ def evaluate_runs(
     *,
     alpha: float | None = None,
     calibration: str | None = None,
+    segments: Path | None = None,
 ) -> list[Evaluation]:
     """Evaluate each run with its own settings, or with some of them changed, and print one table.
 
     alpha: κ per image such that at most this share of the pixels is lost.   calibration: the split to calibrate on.
+    segments: new folder for the segments that a run finds, as COCO's panoptic files.
     """
+    if segments is not None and len(runs) > 1:
+        raise UserError(f"--segments {segments} is for one run, found {len(runs)}; name the run directory")
     if calibration is not None and alpha is None:
         raise UserError(f"--calibration {calibration} is for --alpha, which is not given; add it or leave both out")
     if alpha is not None and "source.test_kappa" in dict(settings):
         raise UserError("--alpha chooses κ for each image, --source.test_kappa one for all; give one of them")
-    results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration) for run in runs]
+    results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration, segments=segments) for run in runs]
     rows = [
         [run.name, *(f"{100 * value:.2f}" for value in (
             r.mIoU, r.class_coverage, r.pixel_accuracy, r.pixel_coverage, r.zero_iou_share
@@ -90,10 +99,23 @@ def evaluate_runs(
     ]  # fmt: skip
     columns = ["run", "mIoU", "≤ class coverage", "pixel accuracy", "≤ pixel coverage", "zero-IoU classes", "mean κ"]
     show_table(f"{results[0].images} images, in %", columns, rows)
+    show_segments(runs, results)
     absent = results[0].absent
     if absent:
         print(f"{len(absent)} classes have no pixel in the truth and count only where predicted: {', '.join(absent)}")
     return results
+
+
+def show_segments(runs: Sequence[Path], results: Sequence[Evaluation]) -> None:
+    """Print the quality of segments, of the runs that find any."""
+    rows = [
+        [run.name, *row]
+        for run, result in zip(runs, results, strict=True)
+        if result.panoptic is not None
+        for row in quality_rows(result.panoptic)
+    ]
+    if rows:
+        show_table("segments, in %", ["run", "", *QUALITY_COLUMNS], rows)
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,9 @@ def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
     config = changed(training, settings)
     here = place(config.loop)
     scenes = open_test_scenes(config, class_names)
+    if model.learns_objects:
+        refuse_several_views(config.inference)
+        refuse_other_things(run, scenes)
     source = source_for(config, scenes, at_test=True)
     if "source.cache" not in dict(settings):
         refuse_other_rankings(run, training, config, source)
@@ -132,8 +157,9 @@ def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
 
 
 def evaluate_run(
-    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None
-) -> Evaluation:
+    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None,
+    segments: Path | None = None,
+) -> Evaluation:  # fmt: skip
     """One evaluation, written beside the run as JSON with its settings and cost."""
     started = time.perf_counter()
     found = opened(run, settings)
@@ -142,7 +168,13 @@ def evaluate_run(
     if alpha is not None:
         cut, scenes = calibrated_source(found.model, config, scenes, alpha=alpha, split=calibration, here=found.here)
         source, chosen = cut, {"calibration": asdict(cut.calibration)}
-    result = evaluate_model(found.model, scenes, source, config.inference, found.here)
+    files = None if segments is None else files_for_segments(segments, run, found)
+    with no_empty_folders(segments) if segments else nullcontext():
+        result = evaluate_model(
+            found.model, scenes, source, config.inference, found.here, keep=None if files is None else files.add
+        )
+        if files is not None:
+            print(files.finish())
     if alpha is not None:
         print(f"{run.name}: {describe(cut.calibration, result.image_coverage)}")
     record = {
@@ -161,6 +193,17 @@ def evaluate_run(
     return result
 
 
+def files_for_segments(folder: Path, run: Path, found: Opened) -> SegmentFiles:
+    """Where the segments that a run finds are written. Raises UserError where it finds none, or some are there."""
+    if not found.model.learns_objects:
+        raise UserError(
+            f"--segments {folder}: {run} was trained on labels and finds no objects; leave it out, or give a run with "
+            "host.options.target objects"
+        )
+    refuse_segments_there(folder)
+    return SegmentFiles(folder, categories_of(found.scenes))
+
+
 def choice(found: Opened, alpha: float | None, calibration: str | None) -> str:
     """How many labels an image keeps, in a word for a file name; empty where its source gives all that it knows of."""
     if alpha is not None:
@@ -176,6 +219,20 @@ def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Confi
             f"{run} was trained on rankings {short(trained_on)}, the cache there now is {short(source.fingerprint)}; "
             "train again or name this one with --source.cache"
         )
+
+
+def refuse_other_things(run: Path, scenes: SceneSet) -> None:
+    """Raise UserError where other classes have objects than those whose objects the network was trained on."""
+    trained_on, here = read_record(run).get("things"), things_of(scenes)
+    if trained_on is None:  # weights that were imported
+        return
+    for name, thing in zip(scenes.class_names, here, strict=True):
+        if thing != (name in trained_on):
+            there, now = ("stuff", "a thing") if thing else ("a thing", "stuff")
+            raise UserError(
+                f"in {run} {name} is {there}, in split {scenes.split!r} it is {now}; "
+                "evaluate on the data set of the run"
+            )
 
 
 def may_change(name: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
+from kappaseg_core.segments import Segments
 from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
 from stage2_segmentation.query_maps import QueryPiece
@@ -44,11 +45,13 @@ class Segmented:
     """One image, segmented. label_map: i64 [H, W].   ranking: of one image.
 
     label_scores: f32 [K] in [0, 1] of the network's label branch; None without one.
+    segments: of the objects and kinds of stuff, of a network that learns objects; None for another (objects.py).
     """
 
     label_map: Tensor
     ranking: Ranking
     label_scores: Tensor | None = None
+    segments: Segments | None = None
 
 
 def segmented(

@@ -15,7 +15,7 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
 from stage2_segmentation.branches import build_branch, class_table
 from stage2_segmentation.config import LabelsConfig, Stage2Config
-from stage2_segmentation.hosts import DecodesFirst, Host, build_host, wants_of
+from stage2_segmentation.hosts import DecodesFirst, Host, LearnsSegments, build_host, wants_of
 from stage2_segmentation.sources import ranks_of
 from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
 
@@ -46,6 +46,11 @@ class SegmentationModel(nn.Module):
     def cell(self) -> int:
         """Side of a cell of the logits, in pixels."""
         return cast(Host, self.host).cell
+
+    @property
+    def learns_objects(self) -> bool:
+        """Whether the host tells the objects of a label apart, and so is trained on segments."""
+        return isinstance(self.host, LearnsSegments) and self.host.learns_objects
 
     def forward(self, images: Tensor, ranking: Ranking) -> Prediction | QueryPrediction:
         return self.segment(self.look(images), ranking)

@@ -82,6 +82,11 @@ def wants_of(kind: str, options: dict[str, Any] | None = None) -> Wants:
     return wants
 
 
+def learns_objects(kind: str, options: dict[str, Any] | None = None) -> bool:
+    """What `learns_objects` of the host `kind` will be, without building it. Raises UserError."""
+    return getattr(settings_of(kind, options)[1], "target", "labels") == "objects"
+
+
 def settings_of(kind: str, options: dict[str, Any] | None) -> tuple[Any, Any]:
     """The module of a host, and its Options with these settings."""
     module = part(__name__, kind, defines="build", setting="host.kind")
