@@ -78,6 +78,8 @@ def wants(options: Options) -> Wants:
 class Mask2Former(QueryHost):
     """What was seen of B images and their ranking → class and mask logits of Q queries, in cells of the finest map."""
 
+    predicts_first = True
+
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         rule = LossRule(
             options.class_weight, options.mask_weight, options.dice_weight, options.no_object,
