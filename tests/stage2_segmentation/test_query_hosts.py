@@ -479,6 +479,7 @@ def test_it_learns_to_segment_what_its_maps_tell(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_decoders_give_the_same(kind: str) -> None:
     host = host_of(kind).eval()
