@@ -27,7 +27,7 @@ from stage2_segmentation.inference import segmented
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.pixels import Axis, axis_weights
 from stage2_segmentation.rank_maps import Piece, best_ranks
-from stage2_segmentation.structures import Prediction
+from stage2_segmentation.structures import NearestPrediction, Prediction
 from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
@@ -151,8 +151,10 @@ def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     model.host.register_forward_hook(ended("decoder", "loss"))
 
 
-def tensors_of(out: Tensor | Sequence[Tensor] | Prediction) -> list[Tensor]:
+def tensors_of(out: Tensor | Sequence[Tensor] | Prediction | NearestPrediction) -> list[Tensor]:
     """What a backbone's network gives, a map or several, or a host."""
+    if isinstance(out, NearestPrediction):
+        return [out.cells, out.rows]
     if isinstance(out, Prediction):
         return [out.rank_logits, *(each.rank_logits for each in out.auxiliary)]
     return [out] if isinstance(out, Tensor) else list(out)
