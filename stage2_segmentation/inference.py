@@ -24,7 +24,7 @@ from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
 from stage2_segmentation.query_maps import QueryPiece
 from stage2_segmentation.rank_maps import Piece, best_ranks
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, QueryPrediction, Seen
 
 WINDOWS_AT_ONCE = 4
 
@@ -37,7 +37,7 @@ class Network(Protocol):
 
     def look(self, images: Tensor) -> Seen: ...
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
+    def segment(self, seen: Seen, ranking: Ranking) -> AnyPrediction: ...
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size:
         )  # fmt: skip
 
 
-def in_cells(prediction: Prediction | QueryPrediction) -> Iterator[tuple[Tensor, Callable[..., Piece]]]:
+def in_cells(prediction: AnyPrediction) -> Iterator[tuple[Tensor, Callable[..., Piece]]]:
     """Of each image the cells f32 [h, w, n] and what makes a piece of them."""
     if isinstance(prediction, QueryPrediction):
         classes = prediction.class_logits.float().softmax(2)[..., :-1]

@@ -36,7 +36,7 @@ from stage2_segmentation.model import SegmentationModel, build_segmentation, sca
 from stage2_segmentation.pixels import Axis, axis_weights
 from stage2_segmentation.query_loss import Pairs
 from stage2_segmentation.sources import ranks_of
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import QueryPrediction, Seen
 from stage2_segmentation.task import SegmentTask
 
 Config = Stage1Config | Stage2Config
@@ -158,7 +158,7 @@ class ImaginedTask(SegmentTask):
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
         prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
-        assert isinstance(prediction, Prediction)
+        assert not isinstance(prediction, QueryPrediction)
         loss = self.loss_of(prediction.rank_logits, self.model.cell, batch.mask, ranking)
         for extra in prediction.auxiliary:
             loss = loss + extra.weight * self.loss_of(extra.rank_logits, extra.cell, batch.mask, ranking)

@@ -24,7 +24,7 @@ from kappaseg_core.config import build
 from kappaseg_core.parts import kinds_of, part
 from kappaseg_core.ranking import Ranking
 from kappaseg_core.segments import Segments
-from stage2_segmentation.structures import Decoded, Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, Decoded, QueryPrediction, Seen
 
 
 class Host(Protocol):
@@ -32,7 +32,7 @@ class Host(Protocol):
 
     cell: int
 
-    def __call__(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
+    def __call__(self, seen: Seen, ranking: Ranking) -> AnyPrediction: ...
 
 
 @runtime_checkable
