@@ -16,15 +16,17 @@ from kappaseg_core.weights.files import one_line
 def compile_parts(network: nn.Module) -> None:
     """Have the network's parts (backbone, host, head) compiled at their first call that records a gradient.
 
-    Of a backbone, what `maps` calls too: the network that it wraps.
+    Of a backbone, what `maps` calls too: the network that it wraps. A part may name further modules that it calls
+    elsewhere than in `forward`, as a mask network's decoders: `called_apart`.
     Nothing of it shows in names, weights or copies: an averaged copy is not compiled. What is computed without a
     gradient (evaluation, with images of many sizes) is computed as ever.
     """
     for name, child in network.named_children():
-        part = child.network if isinstance(child, Backbone) else child
-        part.compile()
-        assert part._compiled_call_impl is not None
-        part._compiled_call_impl = Compiled(name, part, part._compiled_call_impl)
+        own = child.network if isinstance(child, Backbone) else child
+        for part in (own, *getattr(own, "called_apart", ())):
+            part.compile()
+            assert part._compiled_call_impl is not None
+            part._compiled_call_impl = Compiled(name, part, part._compiled_call_impl)
 
 
 class Compiled:

@@ -129,6 +129,9 @@ class OptimConfig:
     """floor of poly and cosine"""
     clip: float | None = 1.0
     """largest gradient norm; null = no clipping"""
+    selected_rows: bool = False
+    """of tables with a row per label, change the rows alone that a step gives a gradient, and leave weights and state
+    of the others (ours): time and memory where K is large. In one process; not where all labels are selected or read"""
 
 
 @dataclass(frozen=True)

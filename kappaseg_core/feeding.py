@@ -48,7 +48,7 @@ def batches(
     """This worker's micro-batches from `first_step` to the end of the run, `loop.accumulate` for each step, on its
     device.
 
-    target: field of the batch that the samples' targets fill, `labels` or `mask`.
+    target: what the samples' targets are, `labels`, `mask` or `objects` (fields of handover.Handover).
     Raises UserError for a sample that cannot be read; `lost_workers_told` does where a loader worker is lost.
     """
     for number, loaded in enumerate(handovers(examples, target, loop, place, first_step=first_step)):

@@ -60,6 +60,7 @@ class Handover:
 
     pixels: u8 [B, 3, S, S], to be normalised by `normalise` and blanked in the boxes of `blank`, or None.
     features: maps f32 [B, C, h, w], or None.   mask: integers [B, H, W], or None.   labels: u8 [B, K], or None.
+    objects: i32 [B, 2, H, W], label maps and instance maps, or None; then there is no mask.
     """
 
     image_id: tuple[str, ...]
@@ -69,6 +70,7 @@ class Handover:
     features: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
     labels: Tensor | None = None
+    objects: Tensor | None = None
 
     def pin_memory(self) -> Handover:
         """The same in page-locked memory, from which copies to a GPU do not wait (called by torch's loader)."""
@@ -83,14 +85,16 @@ class Handover:
         def there(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        pixels, mask, labels = there(self.pixels), there(self.mask), there(self.labels)
+        pixels, mask, labels, objects = there(self.pixels), there(self.mask), there(self.labels), there(self.objects)
+        mask, instances = (mask, None) if objects is None else objects.unbind(1)
         image = None
         if pixels is not None:
             assert self.normalise is not None
             image = blanked(self.normalise(pixels), self.blank)
         return Batch(
             self.image_id, image, self.features and tuple(one.to(device, non_blocking=True) for one in self.features),
-            None if mask is None else mask.long(), None if labels is None else labels.float(), progress=progress,
+            None if mask is None else mask.long(), None if labels is None else labels.float(),
+            None if instances is None else instances.long(), progress=progress,
         )  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def blanked(images: Tensor, boxes: Sequence[Sequence[Box]]) -> Tensor:
 
 
 def collate(samples: Sequence[tuple[View | tuple[Tensor, ...], Any, str]], *, target: str) -> Handover:
-    """(view or feature maps, target, image_id) samples as one; `target` names the field that the targets fill."""
+    """(view or feature maps, target, image_id) samples as one; `target` names the field of Handover that they fill."""
     inputs, targets, ids = zip(*samples, strict=True)
     goals: dict[str, Any] = {target: stacked([torch.as_tensor(each) for each in targets])}
     if isinstance(inputs[0], View):

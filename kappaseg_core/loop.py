@@ -69,6 +69,8 @@ def fit(
     if run.is_complete:
         run.clean()
         return run.summary()
+    if optim.selected_rows and place.world > 1:
+        raise UserError(f"optim.selected_rows = true is for one process, found {place.world} workers; set it false")
     trainer = Trainer(task, optim, loop, run, place, metric)
     trainer.resume()
     trainer.numbers["seconds"] += spent_seconds

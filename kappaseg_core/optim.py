@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kappaseg_core.class_rows import class_tables, give_rows
 from kappaseg_core.config import OptimConfig
+from kappaseg_core.row_optim import RowAdamW, RowSGD
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ def backbone_part(backbone: nn.Module, optim: OptimConfig) -> Part:
 def parameter_groups(parts: Sequence[Part], optim: OptimConfig) -> list[dict[str, Any]]:
     """The parts, each split into decayed parameters and (where decay_norms is off) undecayed 1-D ones.
 
-    Every trainable parameter lands in exactly one group: that of the first part that has it.
+    Every trainable parameter lands in exactly one group: that of the first part that has it. With selected_rows the
+    class tables of the parts give the rows of their gradients from here on.
     """
+    if optim.selected_rows:
+        give_rows(table for part in parts for table in class_tables(part.module))
     groups: list[dict[str, Any]] = []
     taken: set[int] = set()
     for part in parts:
@@ -54,8 +59,10 @@ def parameter_groups(parts: Sequence[Part], optim: OptimConfig) -> list[dict[str
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Query2Label's, without the ineffective batch scaling of its lr) or SGD with momentum (Segmenter's)."""
     if optim.kind == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+        sgd = RowSGD if optim.selected_rows else torch.optim.SGD
+        return sgd(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    adamw = RowAdamW if optim.selected_rows else torch.optim.AdamW
+    return adamw(groups, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps: int) -> float:
@@ -106,5 +113,19 @@ def cosine(start: float, end: float, share: float) -> float:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> float:
-    """Gradient norm before clipping to optim.clip."""
-    return float(nn.utils.clip_grad_norm_(parameters, optim.clip if optim.clip is not None else math.inf))
+    """Gradient norm before clipping to optim.clip. A gradient that names its rows counts like the dense one."""
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    most = optim.clip if optim.clip is not None else math.inf
+    rows, others = list[Tensor](), list[nn.Parameter]()
+    for parameter in trained:
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # a row may be there several times before
+            rows.append(parameter.grad.values())
+        else:
+            others.append(parameter)
+    norm = nn.utils.get_total_norm([*rows, *(other.grad for other in others if other.grad is not None)])
+    nn.utils.clip_grads_with_norm_(others, most, norm)
+    for values in rows:
+        values.mul_((most / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)

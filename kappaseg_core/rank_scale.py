@@ -32,12 +32,17 @@ class RankScale(nn.Module):
     n may differ from κ, as when κ at test is not κ in training: the first n parameters are used, and ranks beyond κ
     take the last one's (the release cannot do this).
     unbiased: variance with n - 1 in the denominator, as in the released ground-truth head.
+    no_object: the last score is that of "no object", which has no rank and, behind those of the κ ranks, parameters of
+    its own; it is normalised with the others (as released for Mask2Former).
     """
 
-    def __init__(self, kappa: int, kind: Kind = "layer_norm", *, unbiased: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self, kappa: int, kind: Kind = "layer_norm", *, unbiased: bool = False, eps: float = 1e-5,
+        no_object: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.kind, self.unbiased, self.eps = kind, unbiased, eps
-        length = kappa if kind in ("rank", "layer_norm") else 1
+        self.kind, self.unbiased, self.eps, self.no_object = kind, unbiased, eps, no_object
+        length = kappa + no_object if kind in ("rank", "layer_norm") else 1
         self.normed = kind in ("layer_norm", "shared_norm")
         self.weight = nn.Parameter(torch.full((length,), 1.0 if self.normed else START))
         self.bias = nn.Parameter(torch.zeros(length)) if kind == "layer_norm" else None
@@ -69,5 +74,10 @@ class RankScale(nn.Module):
 
     def for_ranks(self, values: Tensor, ranks: int) -> Tensor:
         """The parameters of the first `ranks` ranks [ranks]; the last one repeated where there are not as many."""
+        if self.no_object and len(values) > 1:
+            return torch.cat([self.repeated(values[:-1], ranks - 1), values[-1:]])
+        return self.repeated(values, ranks)
+
+    def repeated(self, values: Tensor, ranks: int) -> Tensor:
         missing = ranks - len(values)
         return values[:ranks] if missing <= 0 else torch.cat([values, values[-1:].expand(missing)])

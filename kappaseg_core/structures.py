@@ -61,8 +61,8 @@ class Batch:
     image: f32 [B, 3, H, W], normalised; None where `features` holds what became of it.
     features: the maps f32 [B, C, h, w] of a frozen backbone; None where the backbone is still to be run.
     mask: i64 [B, H, W], ids or IGNORE.      labels: f32 [B, K] multi-hot.     One of the two, as the task asks.
-    instances: i64 [B, H, W], which object of its label a pixel belongs to (Scene.instances); None where the task does not
-    learn objects.
+    instances: i64 [B, H, W], which object of its label a pixel belongs to (Scene.instances); None where the task does
+    not learn objects.
     image_id: names of the B images, by which a task asks its source for their rankings.
     progress: share of the training that lies behind, 0 at the first step, below 1 at the last: what a task whose
     targets change over time goes by.

@@ -62,7 +62,7 @@ def training_bank(
 ) -> ViewBank:
     """The bank for a training configuration (its out, loop, augment and backbone), from disk where it is there.
 
-    target: what the examples' second item is ("labels", "mask"). examples.make must give images of one size.
+    target: what the examples' second item is ("labels", "mask", "objects"). examples.make must give images of one size.
     The first worker computes a missing bank; the others wait.
     """
     network = to_plain(replace(config.backbone, weights=None, frozen=True))

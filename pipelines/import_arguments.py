@@ -10,22 +10,29 @@ from pathlib import Path
 from kappaseg_core.errors import UserError
 from pipelines.arguments import split_settings
 
-NETWORKS, BACKBONES = ("segmenter", "rankseg", "query2label"), ("augreg", "timm")
+NETWORKS, BACKBONES = ("segmenter", "rankseg", "query2label", "hf"), ("augreg", "timm")
 DESCRIPTION = """A published checkpoint as a run directory that evaluate, predict, rank and serve take (segmenter,
-rankseg, query2label), or as a weight file for --backbone.weights (augreg, timm). Every tensor of the file is used, or
-left out for a stated reason; a file with missing, unknown or misshapen tensors is refused. Settings are those of
-run-stage2, for query2label those of run-stage1, over those of --config. See docs/weights.md."""
+rankseg, query2label, and hf: a folder of transformers), or as a weight file for --backbone.weights (augreg, timm).
+Every tensor of the file is used, or left out for a stated reason; a file with missing, unknown or misshapen tensors is
+refused. Settings are those of run-stage2, for query2label those of run-stage1, over those of --config. See
+docs/weights.md."""
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("format", metavar="FORMAT", choices=NETWORKS + BACKBONES, help=", ".join(NETWORKS + BACKBONES))
-    parser.add_argument("source", metavar="SRC", type=Path, help="the file: .safetensors, what torch.save wrote, .npz")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path,
+        help="the file: .safetensors, what torch.save wrote, .npz; for hf the folder with config.json",
+    )  # fmt: skip
     parser.add_argument(
         "destination", metavar="DST", type=Path,
         help="run directory (OUT/stage1, OUT/stage2-NAME), or FILE.safetensors for augreg and timm",
     )  # fmt: skip
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="its class names, one a line in order of ids")
+    parser.add_argument(
+        "--classes", metavar="FILE", type=Path,
+        help="its class names, one a line in order of ids (hf: where config.json has none)",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="RECIPE", type=Path, help="settings that the file does not tell, as YAML")
     parser.add_argument("--heads", metavar="N", help="attention heads of Query2Label, which no shape tells")
     parser.add_argument("--weights", choices=("raw", "ema"), help="which, where a file has both (ema = averaged)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from kappaseg_core.seeding import seed_of
 from kappaseg_core.weights.files import WeightFile, Which, read_weights
 from kappaseg_core.weights.imported import write_run
 from kappaseg_core.weights.layout import Layout, State
-from kappaseg_core.weights.renaming import Renamed, fitted, renamed
+from kappaseg_core.weights.renaming import Renamed, begun, fitted, renamed, spared
+from kappaseg_core.weights.snapshot import CONFIG, Snapshot, read_snapshot
 from kappaseg_core.weights.transfer import Transfer, moved, transfer
 from label_cache import class_difference
 from pipelines.import_settings import looked_up, settings_for
@@ -29,24 +30,34 @@ from pipelines.tables import show_table
 from stage1_multilabel.config import Stage1Config
 from stage1_multilabel.weights import query2label
 from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.weights import rankseg, segmenter
+from stage2_segmentation.weights import hf, rankseg, segmenter
 
 SHOWN = 20  # names of new classes that are printed; import.json has all of them
 
 
 @dataclass(frozen=True)
 class Format:
-    """layout: what a file's tensors say.   config: the settings of its run.   model: the module that builds it."""
+    """layout: what was read says.   config: the settings of its run.   model: the module that builds it.
 
-    layout: Callable[[State], Layout]
+    read: the tensors at a path.
+    """
+
+    layout: Callable[[Any], Layout]
     config: type[Any]
     model: str
+    read: Callable[..., WeightFile] = read_weights
+
+
+def of_tensors(layout: Callable[[State], Layout]) -> Callable[[WeightFile], Layout]:
+    """The layout of a file of which nothing but its tensors is known."""
+    return lambda file: layout(file.tensors)
 
 
 NETWORKS = {
-    "segmenter": Format(segmenter.layout, Stage2Config, "stage2_segmentation.model"),
-    "rankseg": Format(rankseg.layout, Stage2Config, "stage2_segmentation.model"),
-    "query2label": Format(query2label.layout, Stage1Config, "stage1_multilabel.classifier"),
+    "segmenter": Format(of_tensors(segmenter.layout), Stage2Config, "stage2_segmentation.model"),
+    "rankseg": Format(of_tensors(rankseg.layout), Stage2Config, "stage2_segmentation.model"),
+    "query2label": Format(of_tensors(query2label.layout), Stage1Config, "stage1_multilabel.classifier"),
+    "hf": Format(hf.layout, Stage2Config, "stage2_segmentation.model", read_snapshot),
 }
 
 
@@ -70,6 +81,7 @@ class Imported:
     """A network with the numbers of a file, and where everything in it is from.
 
     names: of the file's classes, as given.   class_names: of the network's, which are others after a transfer.
+    new: why → our names of tensors that no file has.
     """
 
     network: nn.Module
@@ -78,6 +90,7 @@ class Imported:
     class_names: tuple[str, ...]
     layout: Layout
     found: Renamed
+    new: dict[str, list[str]] = field(default_factory=dict)
     transfer: Transfer | None = None
 
 
@@ -88,9 +101,9 @@ def import_network(kind: str, source: Path, destination: Path, wishes: Wishes) -
     written then.
     """
     refuse_existing(destination)
-    file = read_weights(source, which=wishes.which)
+    file = NETWORKS[kind].read(source, which=wishes.which)
     made = network_from(kind, source, file, wishes, out=str(destination.parent))
-    inputs = {IMPORTED: kind, "file": file_sha256(source), "copy": file.which}
+    inputs = {IMPORTED: kind, "file": fingerprint(source, file), "copy": file.which}
     if isinstance(made.config, Stage2Config):
         inputs["rankings"] = made.config.source.train  # the fingerprint of a source that reads no cache is its name
     write_run(
@@ -105,17 +118,19 @@ def network_from(kind: str, source: Path, file: WeightFile, wishes: Wishes, *, o
     """The network in the tensors of a checkpoint. Raises UserError."""
     chosen = NETWORKS[kind]
     try:
-        layout = chosen.layout(file.tensors)
+        layout = chosen.layout(file)
     except UserError as error:
         raise UserError(f"{source} is no {kind} checkpoint: {error}") from None
-    names = class_names_for(layout, source, wishes.classes)
+    names = class_names_for(layout, source, wishes.classes, file)
     config = settings_for(chosen.config, layout, wishes.settings, recipe=wishes.recipe, source=source)
     config = with_kappa(replace(config, out=out), len(names))
-    found = renamed(file.tensors, layout.rules)
     network = built(chosen.model, config, names)
-    tensors = fitted(found, network.state_dict(), source=str(source))
+    own = network.state_dict()
+    found = spared(renamed(file.tensors, layout.rules), own, layout.spare)
+    new = begun(found, own, layout.new)
+    tensors = fitted(found, own, source=str(source), new=[name for names in new.values() for name in names])
     network.load_state_dict(tensors)
-    made = Imported(network.eval(), config, names, names, layout, found)
+    made = Imported(network.eval(), config, names, names, layout, found, new)
     return made if wishes.transfer_to is None else transferred(made, chosen.model, read_class_names(wishes.transfer_to))
 
 
@@ -143,8 +158,18 @@ def with_kappa(config: Any, num_classes: int) -> Any:
     return replace(config, source=replace(config.source, kappa=num_classes))
 
 
-def class_names_for(layout: Layout, source: Path, classes: Path | None) -> tuple[str, ...]:
-    """The names of a checkpoint's classes. Raises UserError where there are more or fewer than in the file."""
+def class_names_for(layout: Layout, source: Path, classes: Path | None, file: WeightFile) -> tuple[str, ...]:
+    """The names of a checkpoint's classes: those given, else those of a folder's config.json.
+
+    Raises UserError where there are none, or more or fewer than in the file.
+    """
+    if classes is None and isinstance(file, Snapshot) and file.class_names is not None:
+        if len(file.class_names) != layout.num_classes:
+            raise UserError(
+                f"{source / CONFIG} names {len(file.class_names)} classes (id2label), and the head beside it is for "
+                f"{layout.num_classes}; the folder holds parts of two networks, fetch it again"
+            )
+        return file.class_names
     if classes is None:
         raise UserError(
             f"{source} is for {layout.num_classes} classes, whose names have to be given: add --classes FILE, one name "
@@ -159,6 +184,11 @@ def class_names_for(layout: Layout, source: Path, classes: Path | None) -> tuple
     return names
 
 
+def fingerprint(source: Path, file: WeightFile) -> str:
+    """sha256 (hex) of all that was read."""
+    return file.fingerprint if isinstance(file, Snapshot) else file_sha256(source)
+
+
 def refuse_existing(destination: Path) -> None:
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another DST or delete it")
@@ -170,15 +200,19 @@ def origin_of(made: Imported) -> dict[str, Any]:
         "what": made.layout.what, "from_shapes": made.layout.told, "published_values": made.layout.assumed,
         "left_out": made.found.dropped,
     }  # fmt: skip
-    return origin | ({"transfer": asdict(made.transfer)} if made.transfer else {})
+    return (
+        origin
+        | ({"new": made.new} if made.new else {})
+        | ({"transfer": asdict(made.transfer)} if made.transfer else {})
+    )
 
 
 def show(made: Imported, file: WeightFile, destination: Path) -> None:
     """Print what was made, and on what grounds."""
     values = to_plain(made.config)
     layout = made.layout
-    grounds = [(name, value, "shapes") for name, value in layout.told.items()]
-    grounds += [(name, value, "published") for name, value in layout.assumed.items()]
+    grounds = [(name, value, layout.grounds[0]) for name, value in layout.told.items()]
+    grounds += [(name, value, layout.grounds[1]) for name, value in layout.assumed.items()]
     rows = []
     for name, value, ground in grounds:
         taken = looked_up(values, name)
@@ -189,8 +223,13 @@ def show(made: Imported, file: WeightFile, destination: Path) -> None:
         print(f"left out: {names[0]}{' …' if len(names) > 1 else ''} ({len(names)} in all): {why}")
     if file.class_names and (difference := class_difference(file.class_names, made.names)):
         print(f"the file names its classes otherwise than --classes: {difference}")
+    for why, names in made.new.items():
+        print(f"new: {names[0]}{' …' if len(names) > 1 else ''} ({len(names)} in all): {why}")
     if made.transfer:
         show_transfer(made.transfer)
+    if made.new:
+        print(f"next: kappaseg run-stage2 {destination} --init {destination} --data.root DATA --out NEW, to train it")
+        return
     verb = "evaluate" if isinstance(made.config, Stage2Config) else "rank CONFIG --classifier"
     print(f"next: kappaseg {verb} {destination} --data.root DATA")
 

@@ -128,6 +128,11 @@ class Stage1Config:
     """[i, n]: train without the images of fold i of n (set by `kappaseg rank --folds n`)"""
 
     def __post_init__(self) -> None:
+        if self.optim.selected_rows and self.loss.negatives is None:
+            raise ValueError(
+                "optim.selected_rows = true, but loss.negatives = null learns all labels at every step; leave it out, "
+                "or set loss.negatives"
+            )
         if self.loss.negatives is not None and (self.head.labels_attend or self.head.preset == "group"):
             raise ValueError(f"loss.negatives = {self.loss.negatives}, but {self.head.together}; set it null")
 

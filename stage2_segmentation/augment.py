@@ -1,9 +1,12 @@
 """Images and label maps of stage two, in the published order: scale, crop, flip, photometric jitter, normalise, pad.
 
-What is cropped away is neither scaled (label map) nor copied (image), and normalising is left to the device.
+What is cropped away is neither scaled (label map) nor copied (image), and normalising is left to the device. Where
+objects are learnt, the instance map goes wherever the label map goes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +25,25 @@ from stage2_segmentation.photometric import Photometric
 
 TRIES = 10  # crops drawn before one that breaks the max_share rule is taken anyway
 
+#: What padding is in a label map and in an instance map.
+BLANK = (IGNORE, 0)
+#: What a crop carries beside its view: its labels, or labels and objects (handover.collate).
+Target = Literal["mask", "objects"]
+
 
 class TrainExamples:
-    """Augmented training crops: `make(index, seed)` → (view of S x S, mask i16/i32 [S, S], image_id)."""
+    """Augmented training crops: `make(index, seed)` → (view of S x S, mask i16/i32 [S, S], image_id).
 
-    def __init__(self, scenes: SceneSet, augment: AugmentConfig, mean: RGB, std: RGB) -> None:
+    With target "objects", label map and instance map i32 [2, S, S] in the place of the mask, of the same crop: sizes
+    are taken to the nearest pixel in both, so that a pixel keeps the object that its label is of. Padding is in no
+    object. The scenes must have instances (scenes.things_of).
+    """
+
+    def __init__(
+        self, scenes: SceneSet, augment: AugmentConfig, mean: RGB, std: RGB, *, target: Target = "mask"
+    ) -> None:
         self.scenes, self.augment, self.normalise = scenes, augment, Normalisation(mean, std)
-        self.photometric = Photometric()
+        self.photometric, self.target = Photometric(), target
         self.dtype = np.int16 if len(scenes.class_names) <= np.iinfo(np.int16).max else np.int32
 
     def __len__(self) -> int:
@@ -41,17 +56,21 @@ class TrainExamples:
         return view, mask, scene.image_id
 
     def view(self, scene: Scene, lap: Lap = no_lap) -> tuple[View, np.ndarray]:
-        """A random view of the scene and its labels."""
+        """A random view of the scene and its labels, or its labels and objects."""
         augment, side = self.augment, self.augment.crop
         low, high = augment.scale
         size = scaled_size(scene.mask.shape, augment.short_side, float(torch.empty(()).uniform_(low, high)))
         box, labels = crop_box(scene.mask.astype(self.dtype), size, augment)
+        maps = [labels]
+        if self.target == "objects":
+            assert scene.instances is not None  # since the set has things
+            maps.append(scaled_part(scene.instances, size, box))
         lap("labels: scale, crop")
         image = resized(torch.from_numpy(scene.image), size)
         lap("photo: scale")
         image = cropped(image, box)
         if torch.rand(()) < augment.flip:
-            image, labels = image.flip(-1), labels[:, ::-1]
+            image, maps = image.flip(-1), [one[:, ::-1] for one in maps]
         lap("photo: crop, flip")
         if augment.photometric:
             image = self.photometric(image)
@@ -60,9 +79,10 @@ class TrainExamples:
         below, right = side - height, side - width
         blank = ((height, 0, below, side), (0, width, side, right)) if below or right else ()
         image = F.pad(image, [0, 0, right, below]) if blank else image
-        labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
+        around = ((0, below), (0, right))
+        maps = [np.pad(one, around, constant_values=value) for one, value in zip(maps, BLANK, strict=False)]
         lap("pad")
-        return View(image, self.normalise, blank), labels
+        return View(image, self.normalise, blank), maps[0] if self.target == "mask" else np.stack(maps)
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -97,6 +117,13 @@ def crop_box(mask: np.ndarray, size: tuple[int, int], augment: AugmentConfig) ->
         if largest_share(labels) <= augment.max_share:
             break
     return (top, left, height, width), labels
+
+
+def scaled_part(whole: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    """The part in `box` of a map [H, W] that is scaled to `size`, as `crop_box` takes it of the label map."""
+    rows, columns = (nearest(old, new) for old, new in zip(whole.shape, size, strict=True))
+    top, left, height, width = box
+    return whole.take(rows[top : top + height], 0).take(columns[left : left + width], 1)
 
 
 def nearest(old: int, new: int) -> np.ndarray:

@@ -203,6 +203,10 @@ class Stage2Config:
             raise ValueError(
                 f"loss.stride = {self.loss.stride} takes no pixel of a crop of {self.augment.crop}; lower loss.stride"
             )
+        if self.optim.selected_rows and self.source.train == "complete":
+            raise ValueError(
+                "optim.selected_rows = true, but source.train = complete selects all rows at every step; leave it out"
+            )
         for name in ("train", "test"):
             if getattr(self.source, name) == "joint" and self.labels.head == "none":
                 raise ValueError(

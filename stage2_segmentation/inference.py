@@ -8,8 +8,9 @@ into K channels filled with -100, and averages those.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -20,21 +21,22 @@ from torch.nn import functional as F
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
 from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
+from stage2_segmentation.query_maps import QueryPiece
 from stage2_segmentation.rank_maps import Piece, best_ranks
-from stage2_segmentation.structures import Prediction, Seen
+from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
 
 WINDOWS_AT_ONCE = 4
 
 
 class Network(Protocol):
-    """Images f32 [B, 3, H, W] → what is seen in them → a prediction, its rank_logits in cells of `cell` pixels."""
+    """Images f32 [B, 3, H, W] → what is seen in them → a prediction, its logits in cells of `cell` pixels."""
 
     @property
     def cell(self) -> int: ...
 
     def look(self, images: Tensor) -> Seen: ...
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Prediction: ...
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
 
 
 @dataclass(frozen=True)
@@ -142,22 +144,32 @@ def pieces_of_views(
 def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size: tuple[int, int]) -> Iterator[Piece]:
     """The windows of a look, each as cells with the weights that they have in the image's rows and columns.
 
-    A pixel's logits are the mean over the windows that hold it. Windows form a grid, so how many these are is a number
-    of its row times one of its column.
+    A pixel's logits (its scores, where queries have masks) are the mean over the windows that hold it. Windows form a
+    grid, so how many these are is a number of its row times one of its column.
     """
     prediction = network.segment(look.seen, repeated(ranking, len(look.places)))
-    logits = prediction.rank_logits.float().permute(0, 2, 3, 1)
     rows_seen, columns_seen = (
         times_covered(side, window, look.stride) for side, window in zip(look.view, look.size, strict=True)
     )
-    for (top, left), cells in zip(look.places, logits, strict=True):
+    for (top, left), (cells, piece) in zip(look.places, in_cells(prediction), strict=True):
         rows = window_weights(cells.shape[0], network.cell, top, look.size[0], rows_seen)
         columns = window_weights(cells.shape[1], network.cell, left, look.size[1], columns_seen)
         columns = columns.flip(0) if mirrored else columns
-        yield Piece(
+        yield piece(
             cells, Axis.of(resized_axis(rows, size[0]), cells), Axis.of(resized_axis(columns, size[1]), cells),
             alone=look.size == look.view,
         )  # fmt: skip
+
+
+def in_cells(prediction: Prediction | QueryPrediction) -> Iterator[tuple[Tensor, Callable[..., Piece]]]:
+    """Of each image the cells f32 [h, w, n] and what makes a piece of them."""
+    if isinstance(prediction, QueryPrediction):
+        classes = prediction.class_logits.float().softmax(2)[..., :-1]
+        for masks, probabilities in zip(prediction.mask_logits.float(), classes, strict=True):
+            yield masks.permute(1, 2, 0), partial(QueryPiece, classes=probabilities)
+        return
+    for cells in prediction.rank_logits.float().permute(0, 2, 3, 1):
+        yield cells, Piece
 
 
 def window_weights(cells: int, cell: int, start: int, pixels: int, seen: Tensor) -> Tensor:

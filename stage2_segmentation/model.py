@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from kappaseg_core.backbones import Backbone, build_backbone
@@ -14,9 +15,9 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
 from stage2_segmentation.branches import build_branch, class_table
 from stage2_segmentation.config import LabelsConfig, Stage2Config
-from stage2_segmentation.hosts import Host, build_host, wants_of
+from stage2_segmentation.hosts import DecodesFirst, Host, build_host, wants_of
 from stage2_segmentation.sources import ranks_of
-from stage2_segmentation.structures import Prediction, Seen
+from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
 
 
 class SegmentationModel(nn.Module):
@@ -46,7 +47,7 @@ class SegmentationModel(nn.Module):
         """Side of a cell of the logits, in pixels."""
         return cast(Host, self.host).cell
 
-    def forward(self, images: Tensor, ranking: Ranking) -> Prediction:
+    def forward(self, images: Tensor, ranking: Ranking) -> Prediction | QueryPrediction:
         return self.segment(self.look(images), ranking)
 
     def look(self, images: Tensor, labels: Tensor | None = None) -> Seen:
@@ -63,21 +64,33 @@ class SegmentationModel(nn.Module):
         return self.read(self.backbone.maps(images), labels=labels)
 
     def read(self, maps: Sequence[Tensor], classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
-        """The same from the backbone's maps [B, C_l, h_l, w_l]."""
+        """The same from the backbone's maps [B, C_l, h_l, w_l]. A mask network decodes its queries here."""
+        decoded = self.host.decode(maps) if isinstance(self.host, DecodesFirst) else None
         if self.branch is None:
-            return Seen(maps[-1], classes=classes, maps=tuple(maps))
+            return Seen(maps[-1], classes=classes, maps=tuple(maps), decoded=decoded)
         only = () if labels is None else (labels,)
-        seen: Seen = self.branch(self.host, maps[-1], classes, *only)
-        return replace(seen, maps=tuple(maps))
+        seen: Seen = self.branch(self.host, maps[-1] if decoded is None else decoded.looked_at, classes, *only)
+        return replace(seen, features=maps[-1], maps=tuple(maps), decoded=decoded)
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Prediction:
+    def segment(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction:
         """The host's prediction for the kept labels."""
         host = cast(Host, self.host)
         if self.all_labels is None or self.training:
             return host(seen, ranking)
-        logits = host(seen, complete_ranking(seen.features.shape[0], self.all_labels, seen.features.device)).rank_logits
-        picked = logits.gather(1, ranking.labels[..., None, None].expand(-1, -1, *logits.shape[2:]))
-        return Prediction(picked.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT))
+        every = complete_ranking(seen.features.shape[0], self.all_labels, seen.features.device)
+        return picked(host(seen, every), ranking)
+
+
+def picked(prediction: Prediction | QueryPrediction, ranking: Ranking) -> Prediction | QueryPrediction:
+    """What a prediction for all K labels, in order of id, says of the labels of a ranking."""
+    if isinstance(prediction, QueryPrediction):
+        logits = prediction.class_logits
+        ranks = logits.gather(2, ranking.labels[:, None].expand(-1, logits.shape[1], -1))
+        ranks = ranks.masked_fill(~ranking.valid[:, None], PADDING_LOGIT)
+        return QueryPrediction(torch.cat([ranks, logits[..., -1:]], 2), prediction.mask_logits)
+    logits = prediction.rank_logits
+    ranks = logits.gather(1, ranking.labels[..., None, None].expand(-1, -1, *logits.shape[2:]))
+    return Prediction(ranks.masked_fill(~ranking.valid[..., None, None], PADDING_LOGIT))
 
 
 def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationModel:
@@ -92,9 +105,13 @@ def build_segmentation(config: Stage2Config, num_classes: int) -> SegmentationMo
     if joined:
         check_class_tokens(config, backbone, host)
     branch = build_branch(
-        config.labels.head, host, num_classes=num_classes, in_channels=backbone.channels, options=config.labels.options
-    )
+        config.labels.head, host, num_classes=num_classes, options=config.labels.options,
+        in_channels=host.seen_channels if isinstance(host, DecodesFirst) else backbone.channels,
+    )  # fmt: skip
     check_negatives(config.labels, branch)
+    check_queries_seen(config, host, branch)
+    if config.optim.selected_rows:
+        check_rows(config, branch)
     return SegmentationModel(
         backbone, host, branch,
         all_labels=num_classes if config.source.train == "complete" else None, class_tokens=joined,
@@ -119,6 +136,29 @@ def check_negatives(labels: LabelsConfig, branch: nn.Module | None) -> None:
         raise UserError(
             f"labels.loss.negatives = {labels.loss.negatives}, but labels.head = {labels.head} does not score some "
             "labels alone; use labels.head decoder or pooled, or set it null"
+        )
+
+
+def check_queries_seen(config: Stage2Config, host: nn.Module, branch: nn.Module | None) -> None:
+    """Raise UserError where the branch would average the queries that it looks at as if they were cells of a grid."""
+    if isinstance(host, DecodesFirst) and host.labels_see_queries and getattr(branch, "pooled", None):
+        raise UserError(
+            f"labels.head = {config.labels.head} looks at the queries of {config.host.kind}, which are no grid of "
+            "cells; set labels.options.pooled to 0, or host.options.labels_see to pixels"
+        )
+
+
+def check_rows(config: Stage2Config, branch: nn.Module | None) -> None:
+    """Raise UserError where every step gives all class embeddings a gradient, so that none can be left out."""
+    if config.class_tokens == "backbone":
+        raise UserError(
+            "optim.selected_rows = true, but class_tokens = backbone reads the class embeddings of all labels; leave "
+            "it out, or use class_tokens host"
+        )
+    if getattr(branch, "shares_classes", False) and config.labels.loss.negatives is None:
+        raise UserError(
+            f"optim.selected_rows = true, but labels.head = {config.labels.head} learns through the class embeddings "
+            "of all labels; leave it out, or use labels.head pooled, group, or decoder with labels.loss.negatives"
         )
 
 

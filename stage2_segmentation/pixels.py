@@ -80,6 +80,11 @@ class Strips:
         self.columns = columns.weights[self.left : self.right]
         self.across = self.columns @ cells  # [h, right - left, κ]
 
+    @property
+    def ranks(self) -> int:
+        """κ, of the scores."""
+        return self.across.shape[2]
+
     def strip(self, top: int, bottom: int, out: Tensor | None = None) -> Tensor:
         """Scores [bottom - top, right - left, κ] of some rows.
 

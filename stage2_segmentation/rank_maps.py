@@ -35,15 +35,33 @@ class Piece:
     columns: Axis
     alone: bool
 
+    @property
+    def width(self) -> int:
+        """Numbers that a pixel has at one time while its scores are made."""
+        return self.cells.shape[2]
+
+    def contested(self) -> Tensor | None:
+        """Which ranks can win where (`can_win`), where few can; else None: it does not pay to ask."""
+        if not self.alone:
+            return None
+        contested = can_win(self.cells)
+        return contested if float(contested.float().mean()) < FEW else None
+
+    def strips(self) -> Strips:
+        return Strips(self.cells, self.rows, self.columns)
+
+    def shares(self, scores: Tensor) -> Tensor:
+        """Scores [rows, W, κ] of a view as they are averaged with those of other views."""
+        return scores.softmax(2)
+
 
 def best_ranks(views: Sequence[Sequence[Piece]], size: tuple[int, int]) -> Tensor:
-    """The rank of each pixel, i64 [H, W]: the largest logit of a single view, or mean of the softmax of several."""
+    """The rank of each pixel, i64 [H, W]: the largest logit of a single view, or mean of the softmax of several. Of
+    queries: the largest score, or mean of scores."""
     device = views[0][0].cells.device
     with full_precision(device):  # in bf16, neighbouring logits tie and the first rank wins
-        if len(views) == 1 and views[0][0].alone:
-            contested = can_win(views[0][0].cells)
-            if float(contested.float().mean()) < FEW:
-                return joined(contested_ranks(views[0][0], contested, size), size, device)
+        if len(views) == 1 and (contested := views[0][0].contested()) is not None:
+            return joined(contested_ranks(views[0][0], contested, size), size, device)
         return joined((scores.argmax(2) for scores in rank_scores(views, size)), size, device)
 
 
@@ -61,22 +79,22 @@ def joined(strips: Iterator[Tensor], size: tuple[int, int], device: torch.device
 
 
 def rank_scores(views: Sequence[Sequence[Piece]], size: tuple[int, int]) -> Iterator[Tensor]:
-    """Scores [some rows, W, κ], strip after strip: logits of a single view, mean of the softmax of several."""
-    cells = views[0][0].cells
-    upsampled = [[Strips(piece.cells, piece.rows, piece.columns) for piece in pieces] for pieces in views]
-    for top, bottom in strips_of(*size, cells.shape[2], cells.device):
-        logits = (together(pieces, top, bottom, size[1]) for pieces in upsampled)
+    """Scores [some rows, W, κ], strip after strip: those of a single view, or the mean of the shares of several."""
+    any_piece = views[0][0]
+    upsampled = [[piece.strips() for piece in pieces] for pieces in views]
+    for top, bottom in strips_of(*size, any_piece.width, any_piece.cells.device):
+        scores = (together(pieces, top, bottom, size[1]) for pieces in upsampled)
         if len(upsampled) == 1:
-            yield next(logits)
+            yield next(scores)
         else:  # one view at a time: on a GPU each is a strip of 256 MiB, and six scales mirrored are twelve
-            yield reduce(torch.add, (view.softmax(2) for view in logits)) / len(upsampled)
+            yield reduce(torch.add, (any_piece.shares(view) for view in scores)) / len(upsampled)
 
 
 def together(pieces: Sequence[Strips], top: int, bottom: int, width: int) -> Tensor:
-    """Logits [rows, W, κ] of a view: the sum over its windows, whose weights hold the division by their number."""
+    """Scores [rows, W, κ] of a view: the sum over its windows, whose weights hold the division by their number."""
     if len(pieces) == 1:
         return pieces[0].strip(top, bottom)
-    total = pieces[0].across.new_zeros(bottom - top, width, pieces[0].across.shape[2])
+    total = pieces[0].across.new_zeros(bottom - top, width, pieces[0].ranks)
     for piece in pieces:
         if piece.rows.cells(top, bottom) != (0, 0):
             total[:, piece.left : piece.right] += piece.strip(top, bottom)

@@ -6,23 +6,27 @@ Legend: B images, K all labels, H W pixels.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from kappaseg_core.backbones import Wants
+from kappaseg_core.class_rows import gives_rows
 from kappaseg_core.config import OptimConfig
+from kappaseg_core.errors import UserError
 from kappaseg_core.label_loss import AsymmetricLoss
 from kappaseg_core.label_sample import LabelSample, draw_labels
 from kappaseg_core.optim import Part, backbone_part, parameter_groups
 from kappaseg_core.ranking import OwnRanking, Ranking, force_missed, mix_missed, presence
+from kappaseg_core.segments import Segments, segments_of
 from kappaseg_core.structures import Batch
 from stage2_segmentation.config import LabelsConfig, SourceConfig
+from stage2_segmentation.hosts import LearnsSegments
 from stage2_segmentation.losses import prediction_loss
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.sources import Source
-from stage2_segmentation.structures import Seen
+from stage2_segmentation.structures import QueryPrediction, Seen
 
 
 class SegmentTask(nn.Module):
@@ -30,18 +34,23 @@ class SegmentTask(nn.Module):
 
     Cross-entropy over the kept labels, and with a label branch + weight · the label loss on the labels of the crop:
     L = L_seg + λ L_label (Sec. 3.4, He et al. 2022). The segmentation loss reaches the branch through the class tokens
-    that it refines; choosing labels has no gradient.
+    that it refines; choosing labels has no gradient. A host with a loss of its own learns the crop's segments by it.
+
+    things: bool [K], for a host that learns objects. Raises UserError where it does and there are none, and for a
+    stride of the pixel loss that the host has no use for.
     """
 
     def __init__(
         self, model: SegmentationModel, source: Source, num_classes: int, *,
-        missed: SourceConfig, labels: LabelsConfig, loss_stride: int,
+        missed: SourceConfig, labels: LabelsConfig, loss_stride: int, things: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_loss(model, loss_stride, things)
         self.model = model
         self.source, self.num_classes, self.loss_stride = source, num_classes, loss_stride
         self.missed, self.labels = missed, labels
         self.label_loss = AsymmetricLoss.of(labels.loss)
+        self.things = things
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
@@ -83,15 +92,30 @@ class SegmentTask(nn.Module):
         """
         model = self.model
         parts = [model.host] if model.backbone.wants == Wants() else [model.host, model.backbone]
-        return sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
+        learnt = (p for part in parts for p in part.parameters() if p.requires_grad)
+        return sum(p.sum() for p in learnt if not gives_rows(p))  # of whose rows none has a gradient
 
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
         prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
+        if isinstance(prediction, QueryPrediction):
+            return cast(LearnsSegments, self.model.host).loss(prediction, self.segments(batch), ranking)
         return prediction_loss(
             prediction, batch.mask, ranking, self.num_classes, cell=self.model.cell, stride=self.loss_stride
         )
+
+    @torch.no_grad()
+    def segments(self, batch: Batch) -> list[Segments]:
+        """What the queries of a mask network have to find in each image: its objects and kinds of stuff, or one segment
+        for each label that it shows."""
+        mask, instances, things = batch.mask, batch.instances, self.things
+        assert mask is not None
+        if not cast(LearnsSegments, self.model.host).learns_objects:
+            instances, things = torch.zeros_like(mask), torch.zeros(self.num_classes, dtype=torch.bool)
+        assert instances is not None and things is not None
+        things = things.to(mask.device)
+        return [segments_of(*pair, things) for pair in zip(mask, instances, strict=True)]
 
     @torch.no_grad()
     def ranking_for(self, seen: Seen, batch: Batch) -> Ranking:
@@ -116,6 +140,20 @@ class SegmentTask(nn.Module):
         if model.branch is not None:
             parts.append(Part("labels", model.branch, lr=labels.lr, weight_decay=labels.weight_decay))
         return parameter_groups(parts, optim)
+
+
+def check_loss(model: SegmentationModel, stride: int, things: Tensor | None) -> None:
+    """Raise UserError where the host's own loss cannot be had."""
+    if not isinstance(model.host, LearnsSegments):
+        return
+    if stride > 1:
+        raise UserError(
+            f"loss.stride = {stride} thins out the pixels of a pixel-wise loss; a mask network's has none, set 1"
+        )
+    if model.host.learns_objects and things is None:
+        raise UserError(
+            "host.options.target = objects needs a data set that tells objects apart; use one, or set it to labels"
+        )
 
 
 def forced_share(missed: SourceConfig, progress: float) -> float:

@@ -1,7 +1,7 @@
 """Relative position biases of BEiT at any grid of patches.
 
-timm makes the tables of a BEiT for one image size. Here they are resampled for the grid of the images at hand, bicubic
-with align_corners = False, as for absolute positions (positions.py).
+timm makes the tables of a BEiT for one image size. Here they are resampled for the grid of the images at hand, with
+align_corners = False, as for absolute positions (positions.py): bicubic by default, bilinear as in transformers.
 
 Legend: h w cells of the grid, N = 1 + h·w tokens, A attention heads.
 """
@@ -16,6 +16,8 @@ import torch
 from timm.models.beit import Beit, gen_relative_position_index
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kappaseg_core.backbones.positions import Interpolation
 
 TABLE = ".relative_position_bias_table"
 SPECIAL = 3  # last rows of a table: class token to patches, patches to class token, class token to itself
@@ -50,26 +52,32 @@ class RelativePositions:
     No module: the table stays the layer's parameter.
     """
 
-    def __init__(self, attention: Any, grid: Grid) -> None:
-        self.attention, self.grid = attention, grid
+    def __init__(self, attention: Any, grid: Grid, interpolation: Interpolation = "bicubic") -> None:
+        self.attention, self.grid, self.interpolation = attention, grid, interpolation
 
     def __call__(self) -> Tensor:
         own: Tensor = self.attention.relative_position_bias_table
-        table = resize_bias_table(own, old=self.attention.window_size, new=self.grid.cells)
+        table = resize_bias_table(
+            own, old=self.attention.window_size, new=self.grid.cells, interpolation=self.interpolation
+        )
         return table[self.grid.pairs(own.device)].permute(2, 0, 1).contiguous()[None]
 
 
-def resize_bias_table(table: Tensor, *, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_bias_table(
+    table: Tensor, *, old: tuple[int, int], new: tuple[int, int], interpolation: Interpolation = "bicubic"
+) -> Tensor:
     """A table [(2h - 1)·(2w - 1) + 3, A] for the grid `old` as one for the grid `new`."""
     if tuple(old) == tuple(new):
         return table
     (height, width), size = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
     between = table[:-SPECIAL].float().T.reshape(1, -1, height, width)
-    between = F.interpolate(between, size=size, mode="bicubic", align_corners=False)
+    between = F.interpolate(between, size=size, mode=interpolation, align_corners=False)
     return torch.cat([between[0].flatten(1).T.to(table.dtype), table[-SPECIAL:]])
 
 
-def tables_resized(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+def tables_resized(
+    tensors: Mapping[str, Tensor], model: Any, interpolation: Interpolation = "bicubic"
+) -> dict[str, Tensor]:
     """The tensors of a weight file with their tables, which are of square grids, made for the model's size.
 
     timm would do it too, by indexing that torch 2.9 and later read in another way. BEiT's release weighs distances
@@ -80,7 +88,7 @@ def tables_resized(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tenso
         if key.endswith(TABLE):
             side = (math.isqrt(len(table) - SPECIAL) + 1) // 2
             new = model.get_submodule(key.removesuffix(TABLE)).window_size
-            found[key] = resize_bias_table(table, old=(side, side), new=new)
+            found[key] = resize_bias_table(table, old=(side, side), new=new, interpolation=interpolation)
     return found
 
 
@@ -89,11 +97,11 @@ def has_relative_positions(model: nn.Module) -> bool:
     return isinstance(model, Beit) and model.pos_embed is None and model.rel_pos_bias is None
 
 
-def take_any_size(model: Any) -> None:
+def take_any_size(model: Any, interpolation: Interpolation) -> None:
     """Let a BEiT take images of any multiple of its patches."""
     grid = Grid(model.patch_embed.patch_size)
     model.patch_embed.strict_img_size = False
     model.patch_embed.register_forward_pre_hook(grid)
     for block in model.blocks:
         if block.attn.relative_position_bias_table is not None:
-            block.attn._get_rel_pos_bias = RelativePositions(block.attn, grid)
+            block.attn._get_rel_pos_bias = RelativePositions(block.attn, grid, interpolation)

@@ -28,6 +28,7 @@ from kappaseg_core.backbones.on_cpu import use_faster_modules
 from kappaseg_core.backbones.plain_vit import Begun, begin, has_plain_blocks
 from kappaseg_core.backbones.positions import Interpolation, Positions
 from kappaseg_core.backbones.relative_positions import has_relative_positions, tables_resized, take_any_size
+from kappaseg_core.backbones.shifted_windows import pad_before_shift
 from kappaseg_core.backbones.weight_files import Convert, load_weight_file
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
@@ -123,22 +124,27 @@ def build_with(
 ) -> TimmNetwork:
     """The named network without classifier and with the chosen maps; layers behind the last of them are left out.
 
-    options: keyword arguments of timm's constructor, and for plain ViT `position_interpolation` (bicubic, bilinear) and
-    `norm_eps` (of its layer normalisations; timm's is 1e-6, the original Segmenter's 1e-5).
+    options: keyword arguments of timm's constructor; for plain ViT and BEiT also `position_interpolation` (bicubic,
+    bilinear) and `norm_eps` (of all layer normalisations; timm's is 1e-6, the original Segmenter's 1e-5), and for Swin
+    `pad_before_shift` (as published; timm shifts first).
     image_size: the network is made for it where that is larger than the size of its published weights, so that no
     position table loses detail and no window gets smaller; options.img_size overrules.
     """
     options = dict(config.options)
     interpolation, norm_eps = take_interpolation(options), take_norm_eps(options)
+    pads_first = take_padding(options)
     model = create(config.name, options, image_size)
-    if is_plain_vit(model):
-        model._pos_embed = Positions(model, interpolation or "bicubic")
-        set_norm_eps(model, norm_eps)
-    elif interpolation is not None or norm_eps is not None:
+    if pads_first:
+        pad_before_shift(model, config.name)
+    plain, relative = is_plain_vit(model), has_relative_positions(model)
+    if not (plain or relative) and (interpolation is not None or norm_eps is not None):
         name = "norm_eps" if interpolation is None else "position_interpolation"
-        raise UserError(f"backbone.options.{name} is for plain ViTs; {config.name} is none, leave it out")
-    elif has_relative_positions(model):
-        take_any_size(model)
+        raise UserError(f"backbone.options.{name} is for plain ViTs and BEiT; {config.name} is neither, leave it out")
+    if plain:
+        model._pos_embed = Positions(model, interpolation or "bicubic")
+    elif relative:
+        take_any_size(model, interpolation or "bicubic")
+    set_norm_eps(model, norm_eps)
     stages = choose(model)
     if config.weights is not None:
         load(model, config, interpolation or "bicubic")
@@ -188,6 +194,14 @@ def take_norm_eps(options: dict[str, Any]) -> float | None:
     if eps is not None and not eps > 0:
         raise UserError(f"backbone.options.norm_eps = {value!r}, wanted a number above 0")
     return eps
+
+
+def take_padding(options: dict[str, Any]) -> bool:
+    """Remove pad_before_shift from the options. Raises UserError where it is neither true nor false."""
+    value = options.pop("pad_before_shift", False)
+    if not isinstance(value, bool):
+        raise UserError(f"backbone.options.pad_before_shift = {value!r}, wanted true or false")
+    return value
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
@@ -298,7 +312,9 @@ def to_timm(model: Any, name: str, interpolation: Interpolation = "bicubic") -> 
     convert: Convert = (
         partial(rename, **{key: value for key, value in wishes.items() if key in known}) if rename else dict
     )  # fmt: skip
-    return (lambda tensors: convert(tables_resized(tensors, model))) if has_relative_positions(model) else convert
+    if not has_relative_positions(model):
+        return convert
+    return lambda tensors: convert(tables_resized(tensors, model, interpolation))
 
 
 def classifiers(model: Any) -> tuple[str, ...]:

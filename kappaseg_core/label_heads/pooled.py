@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.precision import full_precision
 
 
@@ -19,6 +20,8 @@ class PooledLinear(nn.Module):
     log (1/T Σ_t exp z_tk), a soft maximum (Pinheiro and Collobert, CVPR 2015): a label that fills a few cells need not
     outweigh all others. It holds T logits per label.
     """
+
+    class_tables = ("linear.weight", "linear.bias")
 
     def __init__(
         self, in_channels: int, num_classes: int, dropout: float, pooling: Literal["mean", "log_sum_exp"] = "mean"
@@ -33,7 +36,7 @@ class PooledLinear(nn.Module):
 
     def logits_for(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits f32 [B, n] of some labels only, i64 [n]: those columns of forward."""
-        return self.pooled(features, self.linear.weight[labels], self.linear.bias[labels])
+        return self.pooled(features, rows_of(self.linear.weight, labels), rows_of(self.linear.bias, labels))
 
     def pooled(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         with full_precision(features.device):

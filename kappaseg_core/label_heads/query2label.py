@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.label_heads.pooled import log_odds
 from kappaseg_core.label_heads.query_decoder import QueryDecoder
 from kappaseg_core.precision import full_precision
@@ -29,6 +30,8 @@ class Query2Label(QueryDecoder):
 
     Raises UserError for sizes that do not fit each other.
     """
+
+    class_tables = ("queries", "weight", "bias")
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class Query2Label(QueryDecoder):
             weight: Tensor = self.weight
             bias: Tensor = self.bias
         elif self.independent:
-            queries, weight, bias = rows_of(queries, labels), self.weight[labels], self.bias[labels]
+            queries, weight, bias = (rows_of(table, labels) for table in (queries, self.weight, self.bias))
         else:
             raise ValueError("logits of some labels depend on all others here; build with self_attention='none'")
         size = self.chunk or queries.shape[-2]
@@ -90,15 +93,6 @@ class Query2Label(QueryDecoder):
     def set_prior(self, frequency: Tensor) -> None:
         """Start from how common each label is: frequency f32 [K], the share of images that hold it."""
         self.bias.copy_(log_odds(frequency))
-
-
-def rows_of(table: Tensor, labels: Tensor) -> Tensor:
-    """Rows of [K, D], or of [B, K, D], for labels i64 [n] or [B, n] → [n, D] or [B, n, D]."""
-    if table.ndim == 2:
-        return table[labels]
-    if labels.ndim == 1:
-        return table[:, labels]
-    return table.gather(1, labels[..., None].expand(-1, -1, table.shape[2]))
 
 
 def layers_that_attend(kind: LabelsAttend, layers: int) -> list[bool]:

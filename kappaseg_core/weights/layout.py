@@ -23,6 +23,9 @@ class Layout:
     told: dotted setting → value that the shapes tell.   assumed: dotted setting → published value, where they do not.
     class_rows: our names of the tensors whose rows are classes.
     needed: settings that only the user can know, with what to say about them.
+    new: our names (regular expressions) of tensors that have no counterpart and keep their initial values, and why.
+    spare: our names of tensors that a network may be without, depending on settings, and why that is no loss.
+    grounds: what told and assumed settings are known from, in words.
     """
 
     what: str
@@ -32,6 +35,9 @@ class Layout:
     assumed: dict[str, Any]
     class_rows: tuple[str, ...]
     needed: dict[str, str] = field(default_factory=dict)
+    new: dict[str, str] = field(default_factory=dict)
+    spare: dict[str, str] = field(default_factory=dict)
+    grounds: tuple[str, str] = ("shapes", "published")
 
 
 def sizes(state: State, name: str, axes: int) -> tuple[int, ...]:

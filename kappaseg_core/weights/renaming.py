@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -92,10 +92,42 @@ def joined(found: Renamed) -> Renamed:
     return found
 
 
-def fitted(found: Renamed, wanted: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """The tensors for a network whose state dict is `wanted`: all of them, in the same shapes. Raises Misfit."""
-    counters = {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
-    tensors = {**counters, **found.tensors}
+def spared(found: Renamed, wanted: Collection[str], spare: Mapping[str, str]) -> Renamed:
+    """The same without tensors that the network `wanted` has no place for, where they are among the spare ones.
+
+    spare: regular expression for our name → why nothing is lost.
+    """
+    left = {name: why for name in found.tensors if name not in wanted and (why := reason(name, spare))}
+    dropped = {why: list(names) for why, names in found.dropped.items()}
+    for name, why in left.items():
+        dropped.setdefault(why, []).append(found.origin[name])
+    kept = {name: value for name, value in found.tensors.items() if name not in left}
+    return Renamed(kept, {name: found.origin[name] for name in kept}, dropped, found.unknown)
+
+
+def begun(found: Renamed, wanted: Collection[str], new: Mapping[str, str]) -> dict[str, list[str]]:
+    """Why → our names of the tensors of the network `wanted` that start anew: no file has them."""
+    names: dict[str, list[str]] = {}
+    for name in wanted:
+        if name not in found.tensors and (why := reason(name, new)):
+            names.setdefault(why, []).append(name)
+    return names
+
+
+def reason(name: str, reasons: Mapping[str, str]) -> str:
+    """That of the first regular expression which the name matches; empty where there is none."""
+    return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), "")
+
+
+def fitted(
+    found: Renamed, wanted: Mapping[str, Tensor], *, source: str, new: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors for a network whose state dict is `wanted`: all of them, in the same shapes. Raises Misfit.
+
+    new: names that keep the network's own values.
+    """
+    kept = {name: value for name, value in wanted.items() if name.endswith(COUNTER) or name in new}
+    tensors = {**kept, **found.tensors}
     groups = misfits(tensors, found, wanted)
     first = [f"{len(lines)} {kind}, first {lines[0]}" for kind, lines in groups.items() if lines]
     if first:

@@ -14,7 +14,7 @@ STAGES = (1, 2, 3, 4)
 SMALLEST = 1e-5  # of a TResNet's scales
 
 #: (has bottlenecks, blocks of the stages) → the model of timm
-RESNETS = {
+RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
     (True, (3, 4, 6, 3)): "resnet50",

@@ -11,6 +11,8 @@ from kappaseg_core.weights.renaming import Rule
 STAGES = 4
 #: (width, blocks of the stages, window) → the model of timm
 NAMES: dict[tuple[int, tuple[int, ...], int], str] = {
+    (96, (2, 2, 6, 2), 7): "swin_tiny_patch4_window7_224",
+    (96, (2, 2, 18, 2), 7): "swin_small_patch4_window7_224",
     (128, (2, 2, 18, 2), 7): "swin_base_patch4_window7_224",
     (128, (2, 2, 18, 2), 12): "swin_base_patch4_window12_384",
     (192, (2, 2, 18, 2), 7): "swin_large_patch4_window7_224",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.class_rows import gives_rows
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.optim import build_optimizer, clip_gradients
 from kappaseg_core.ranking import Ranking, to_label_space
@@ -45,14 +46,15 @@ def learning(
 ) -> Callable[[], object]:
     """One step of the configured optimiser down the gradient of a loss.
 
-    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on.
+    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on, but for those of single rows.
     """
     optimizer = build_optimizer(groups, optim)
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * group["lr_factor"]
     trained = [parameter for group in groups for parameter in group["params"]]
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+        if not gives_rows(parameter):
+            parameter.grad = torch.zeros_like(parameter)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)

@@ -94,7 +94,8 @@ def plan_of(given: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> P
     modes = tuple(mode for mode, asked in (("training", given.train), ("inference", given.infer)) if asked)
     return Plan(
         config, classes, kappa, given.size or config.augment.crop, given.batch, modes or ("training", "inference"),
-        tuple(dict.fromkeys(given.precision)), tuple(known_ways(given.variants, given.device)), given.device,
+        tuple(dict.fromkeys(given.precision)),
+        tuple(known_ways(given.variants, given.device, config.host.kind)), given.device,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from kappaseg_core.config import OptimConfig
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking, to_label_space, to_rank_space, top_kappa
 from kappaseg_core.structures import Batch
 from pipelines.bench import eomt
@@ -22,11 +23,11 @@ from pipelines.bench.published_way import attention_in_steps, loss_of_prediction
 from pipelines.bench.variants import Variant
 from stage2_segmentation import losses
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
-from stage2_segmentation.inference import segmented
+from stage2_segmentation.inference import in_cells, segmented
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.pixels import Axis, axis_weights
-from stage2_segmentation.rank_maps import Piece, best_ranks
-from stage2_segmentation.structures import Prediction
+from stage2_segmentation.rank_maps import best_ranks
+from stage2_segmentation.structures import Prediction, QueryPrediction
 from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
@@ -88,6 +89,7 @@ def network(variant: Variant) -> SegmentationModel:
             augment=replace(config.augment, crop=variant.size),
             labels=config.labels if variant.kappa else replace(config.labels, head="none"),
             source=source(config, variant.kappa),
+            optim=optim_of(variant),
         ),
         variant.classes,
     ).train(variant.train)
@@ -99,6 +101,15 @@ def source(config: Stage2Config, kappa: int | None) -> SourceConfig:
         return replace(config.source, train="complete", test=None)
     own = config.labels.head != "none"
     return replace(config.source, train="joint" if own else "cache", test=None, kappa=kappa)
+
+
+def optim_of(variant: Variant) -> OptimConfig:
+    """The configured optimiser. It changes all rows where all labels are taken, and on "meta", where rows that are
+    selected would be values."""
+    optim = variant.config.optim
+    if variant.kappa is None or variant.device == "meta":
+        return replace(optim, selected_rows=False)
+    return optim
 
 
 @contextmanager
@@ -129,8 +140,10 @@ def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     model.host.register_forward_hook(ended("decoder", "loss"))
 
 
-def tensors_of(out: Tensor | Sequence[Tensor] | Prediction) -> list[Tensor]:
+def tensors_of(out: Tensor | Sequence[Tensor] | Prediction | QueryPrediction) -> list[Tensor]:
     """What a backbone's network gives, a map or several, or a host."""
+    if isinstance(out, QueryPrediction):
+        return [tensor for each in (out, *out.auxiliary) for tensor in (each.class_logits, each.mask_logits)]
     if isinstance(out, Prediction):
         return [out.rank_logits, *(each.rank_logits for each in out.auxiliary)]
     return [out] if isinstance(out, Tensor) else list(out)
@@ -156,9 +169,11 @@ def training(
                 return model.backbone(images).float().square().mean()
             if variant.way in ("ours", "strips"):
                 return task(batch)[0]
-            return loss_of_prediction(model(images, ranking), to_rank_space(mask, ranking, variant.classes))
+            return loss_of_prediction(
+                pixel_prediction(model, images, ranking), to_rank_space(mask, ranking, variant.classes)
+            )
 
-    return learning(task.parameter_groups(config.optim), config.optim, loss, mark)
+    return learning(task.parameter_groups(optim_of(variant)), optim_of(variant), loss, mark)
 
 
 def inference(
@@ -172,7 +187,7 @@ def inference(
     def maps() -> Tensor:
         if variant.way in ("ours", "strips"):
             return label_maps(model, images, ranking, size)
-        logits = model(images, ranking).rank_logits.float()
+        logits = pixel_prediction(model, images, ranking).rank_logits.float()
         if variant.way == "published" and variant.kappa:
             return map_by_scatter(logits, ranking.labels, variant.classes, size)
         return to_label_space(map_of_all_labels(logits, size), ranking)
@@ -189,6 +204,13 @@ def inference(
     return step
 
 
+def pixel_prediction(model: SegmentationModel, images: Tensor, ranking: Ranking) -> Prediction:
+    """Of the networks that are computed in other ways, too (`variants.known_ways`)."""
+    prediction = model(images, ranking)
+    assert isinstance(prediction, Prediction)
+    return prediction
+
+
 def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size: tuple[int, int]) -> Tensor:
     """i64 [B, H, W] the way this project makes them; several images go through the network together."""
     own = model.branch is not None
@@ -198,10 +220,11 @@ def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size:
     seen = model.look(images)
     if seen.label_logits is not None:
         ranking = top_kappa(seen.label_logits.float().sigmoid(), ranking.kappa)
-    cells = model.segment(seen, ranking).rank_logits.float().permute(0, 2, 3, 1)
-    rows, columns = (
-        Axis.of(axis_weights(count, model.cell, pixels), cells)
-        for count, pixels in zip(cells.shape[1:3], size, strict=True)
-    )
-    ranks = [best_ranks([[Piece(one, rows, columns, alone=True)]], size) for one in cells]
+    ranks = []
+    for cells, piece in in_cells(model.segment(seen, ranking)):
+        rows, columns = (
+            Axis.of(axis_weights(count, model.cell, pixels), cells)
+            for count, pixels in zip(cells.shape[:2], size, strict=True)
+        )
+        ranks.append(best_ranks([[piece(cells, rows, columns, alone=True)]], size))
     return to_label_space(torch.stack(ranks), ranking)

@@ -43,6 +43,10 @@ WAYS = {
     "backbone": Way("backbone alone", "backbone"),
 }
 
+#: hosts whose queries predict masks: nobody published other ways of computing them, and they have no kernel
+MASK_NETWORKS = ("maskformer", "mask2former")
+MASK_WAYS = ("all", "ours", "backbone")
+
 #: short names of backbones
 BACKBONES = {
     "vit-t": "vit_tiny_patch16_384", "vit-s": "vit_small_patch16_384", "vit-b": "vit_base_patch16_384",
@@ -104,11 +108,14 @@ def variants(
             yield variant(way, config, count, kappa, train=train, **rest)
 
 
-def known_ways(names: Sequence[str] | None, device: str) -> list[str]:
-    """The ways to measure: those named, or all that the device has. Raises UserError for one that it has not."""
+def known_ways(names: Sequence[str] | None, device: str, host: str = "segmenter") -> list[str]:
+    """The ways to measure: those named, or all that device and host have. Raises UserError for others."""
+    there = MASK_WAYS if host in MASK_NETWORKS else tuple(WAYS)
     if names is None:
-        return [name for name, way in WAYS.items() if not way.gpu or device != "cpu"]
+        return [name for name, way in WAYS.items() if name in there and (not way.gpu or device != "cpu")]
     for name in names:
+        if name not in there:
+            raise UserError(f"--variants {name}: {host} is not computed in that way; name some of {', '.join(there)}")
         if WAYS[name].gpu and device == "cpu":
             raise UserError(f"--variants {name} is what a GPU does without its kernel; leave it out with --device cpu")
     return [name for name in WAYS if name in names]

@@ -21,6 +21,7 @@ from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import prepared
 from stage2_segmentation.inference import Segmented
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.structures import QueryPrediction
 
 #: κ of the curves, as far as there are as many scored labels
 CURVE_KAPPAS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 64, 75, 100, 150, 200, 256)
@@ -39,7 +40,8 @@ class Presence:
     | label cache  | the ranking is from a cache                               | the stored ones; others 0           |
     | label branch | the network has one                                       | of the image, by the network        |
     | pixel scores | it has none, and chooses among all K labels               | the label's largest softmax share   |
-    |              |                                                           | over the cells of the whole image   |
+    |              |                                                           | (of queries: score) over the cells  |
+    |              |                                                           | of the whole image                  |
     | ranking      | anything else                                             | of the labels kept; others 0        |
 
     ranks: labels of an image that have a score of their own.
@@ -86,12 +88,16 @@ class Presence:
         return table.scatter_reduce(0, labels[0], scores[0].float(), "amax")
 
     def largest_shares(self, image: Tensor) -> Tensor:
-        """The largest softmax share that each label gets in any cell of an image u8 [3, H, W], seen whole."""
+        """The largest softmax share that each label gets in any cell of an image u8 [3, H, W], seen whole; of a mask
+        network the largest score, up to 1."""
         image = prepared(self.model, image, self.config.inference, self.here)
         everything = complete_ranking(1, self.num_classes, self.here.device)
         with torch.inference_mode(), self.here.autocast():
-            logits = self.model(image[None], everything).rank_logits
-        return logits.float().softmax(1).amax((2, 3))[0].cpu()
+            found = self.model(image[None], everything)
+        if isinstance(found, QueryPrediction):
+            classes, masks = found.class_logits.float().softmax(2)[0, :, :-1], found.mask_logits.float().sigmoid()[0]
+            return torch.einsum("qk,qhw->khw", classes, masks).amax((1, 2)).clamp(max=1).cpu()
+        return found.rank_logits.float().softmax(1).amax((2, 3))[0].cpu()
 
 
 def presence_quality(scores: Tensor, pixels: Tensor, ranks: int) -> dict[str, Any]:

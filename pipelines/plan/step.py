@@ -18,6 +18,7 @@ from kappaseg_core.label_sample import LabelSample
 from kappaseg_core.live_memory import LiveMemory, imagined
 from kappaseg_core.optim import build_optimizer
 from kappaseg_core.ranking import OwnRanking, Ranking, to_rank_space
+from kappaseg_core.segments import Segments
 from kappaseg_core.structures import Batch
 from kappaseg_core.views import GROUP
 from pipelines.plan.fingerprint import Fingerprint
@@ -26,13 +27,16 @@ from stage1_multilabel.config import Stage1Config
 from stage1_multilabel.scoring import BATCH
 from stage1_multilabel.task import MultiLabelTask
 from stage2_segmentation.augment import scaled_size
-from stage2_segmentation.branches import Seen
 from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.hosts import LearnsSegments
 from stage2_segmentation.inference import WINDOWS_AT_ONCE, corners
 from stage2_segmentation.losses import UpsampledCrossEntropy
+from stage2_segmentation.mask_losses import Truth
 from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
 from stage2_segmentation.pixels import Axis, axis_weights
+from stage2_segmentation.query_loss import Pairs
 from stage2_segmentation.sources import ranks_of
+from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
 from stage2_segmentation.task import SegmentTask
 
 Config = Stage1Config | Stage2Config
@@ -75,16 +79,33 @@ def held(config: Config, data: Fingerprint, *, gpu: bool) -> Held:
 
 @contextmanager
 def samples_of(data: Fingerprint) -> Iterator[None]:
-    """Inside, a sample of the labels (`draw_labels`) holds those of as many images as there are, all different."""
+    """Inside, a sample of the labels (`draw_labels`) holds those of as many images as there are, all different; and an
+    image has as many segments as labels, all kept, each matched with a query."""
 
     def draw(targets: Tensor, negatives: int | None) -> LabelSample | None:
         images, labels = targets.shape
         wanted = labels if negatives is None else negatives + math.ceil(images * data.labels_mean)
         return None if wanted >= labels else LabelSample(torch.arange(wanted), torch.ones(wanted))
 
+    count = max(1, math.ceil(data.labels_mean))
+
+    def segments(task: SegmentTask, batch: Batch) -> list[Segments]:
+        assert batch.mask is not None
+        labels = torch.zeros(count, dtype=torch.int64)
+        return [Segments(mask.int(), labels, labels.bool()) for mask in batch.mask]
+
+    def kept(found: Segments, labels: Tensor, valid: Tensor) -> Truth:
+        return Truth(found.map, torch.arange(1, count + 1, dtype=torch.int32), found.labels)
+
+    def assigned(costs: Sequence[Tensor]) -> Pairs:
+        return [(torch.arange(min(each.shape)), torch.arange(min(each.shape))) for each in costs]
+
     with ExitStack() as stack:
         for task in ("stage1_multilabel.task", "stage2_segmentation.task"):
             stack.enter_context(patch(f"{task}.draw_labels", draw))
+        stack.enter_context(patch.object(SegmentTask, "segments", segments))
+        for name, given in (("kept_truth", kept), ("assigned", assigned), ("kept_shares", lambda *_: {})):
+            stack.enter_context(patch(f"stage2_segmentation.query_loss.{name}", given))
         yield
 
 
@@ -132,9 +153,12 @@ class ImaginedTask(SegmentTask):
     """Segmentation whose loss is told how cells become pixels: the weights of that are numbers."""
 
     def segmentation(self, seen: Seen, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(self.model.host, LearnsSegments):
+            return super().segmentation(seen, batch)
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
         prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
+        assert isinstance(prediction, Prediction)
         loss = self.loss_of(prediction.rank_logits, self.model.cell, batch.mask, ranking)
         for extra in prediction.auxiliary:
             loss = loss + extra.weight * self.loss_of(extra.rank_logits, extra.cell, batch.mask, ranking)
@@ -163,6 +187,7 @@ class Training:
 
     def __init__(self, task: Task, optim: OptimConfig, loop: LoopConfig, *, gpu: bool) -> None:
         self.task, self.loop, self.device = task.train(), loop, next(task.parameters()).device.type
+        optim = replace(optim, selected_rows=False)  # which rows are selected are values; with all of them it is more
         self.optimizer = build_optimizer(task.parameter_groups(optim), optim)
         for group in self.optimizer.param_groups:
             group["foreach"] = gpu  # all parameters at once, which takes room for their sum
@@ -245,7 +270,7 @@ def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, i
     for start in range(0, windows, WINDOWS_AT_ONCE):
         images = min(WINDOWS_AT_ONCE, windows - start)
         found = model.segment(model.look(torch.empty(images, 3, height, width)), ranks(images))
-        kept.append(found.rank_logits.float())
+        kept.append((found.mask_logits if isinstance(found, QueryPrediction) else found.rank_logits).float())
     # what cells give along one axis, of all windows at once (`Strips`)
     kept += [torch.empty(len(logits), logits.shape[2], width, logits.shape[1]) for logits in kept]
 

@@ -42,6 +42,8 @@ class Branch(Protocol):
 
     samples_labels: whether it can learn from some labels alone; a branch without it cannot. It then takes a fourth
     argument, `labels` i64 [n]: those of this step. All K are ranked in any case, without gradient.
+    shares_classes: whether it learns through the host's class embeddings, of all labels or of that sample; a branch
+    without it does not.
     """
 
     samples_labels: bool

@@ -56,6 +56,7 @@ class DecoderBranch(nn.Module):
     """
 
     samples_labels = True
+    shares_classes = True
 
     def __init__(self, options: Options, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()

@@ -56,6 +56,7 @@ class EncoderBranch(nn.Module):
     """
 
     samples_labels = False  # the mask transformer goes on with tokens of labels that only the ranking names
+    shares_classes = True
 
     def __init__(self, options: Options, num_classes: int, width: int) -> None:
         super().__init__()

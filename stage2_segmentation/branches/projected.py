@@ -66,7 +66,8 @@ class ProjectedBranch(nn.Module):
         refuse_heads(heads, width)
         self.pooled, self.attend = options.pooled, options.attend
         self.pool = F.adaptive_max_pool2d if options.pooling == "max" else F.adaptive_avg_pool2d
-        self.classes = nn.Parameter(torch.empty(num_classes, width)) if options.classes == "own" else None
+        self.shares_classes = options.classes == "shared"
+        self.classes = None if self.shares_classes else nn.Parameter(torch.empty(num_classes, width))
         linear = nn.Conv2d(in_channels, width, 1)
         by_channel = [nn.Conv2d(in_channels, in_channels, 1, groups=in_channels), nn.ReLU(), linear, nn.ReLU()]
         self.project = nn.Sequential(*(by_channel if options.projection == "separable" else [linear]))

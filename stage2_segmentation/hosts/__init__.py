@@ -7,28 +7,59 @@
 The contract (tests/contracts/test_hosts.py): `host(seen, ranking) → Prediction`, see stage2_segmentation.structures.
 `host.cell` is the side of a cell of its rank_logits in pixels. Padding ranks get PADDING_LOGIT and influence nothing.
 The label ids reach the host through the rows of a class table alone: no tensor has a channel axis of K.
+
+A mask network's host also has `decode(maps) → Decoded`, which runs before any label is kept (DecodesFirst), and gives a
+QueryPrediction. A host that defines `loss(prediction, segments, ranking) → (loss, figures)` learns by that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from kappaseg_core.backbones import MapShape, Wants
 from kappaseg_core.config import build
 from kappaseg_core.parts import kinds_of, part
 from kappaseg_core.ranking import Ranking
-from stage2_segmentation.structures import Prediction, Seen
+from kappaseg_core.segments import Segments
+from stage2_segmentation.structures import Decoded, Prediction, QueryPrediction, Seen
 
 
 class Host(Protocol):
-    """What a host is to the network around it.   cell: side of a cell of its rank_logits, in pixels."""
+    """What a host is to the network around it.   cell: side of a cell of its logits, in pixels."""
 
     cell: int
 
-    def __call__(self, seen: Seen, ranking: Ranking) -> Prediction: ...
+    def __call__(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
+
+
+@runtime_checkable
+class DecodesFirst(Protocol):
+    """What the host of a mask network is beside.
+
+    seen_channels: of `Decoded.looked_at`.   labels_see_queries: whether that are queries, and no grid of cells.
+    """
+
+    seen_channels: int
+    labels_see_queries: bool
+
+    def decode(self, maps: Sequence[Tensor]) -> Decoded: ...
+
+
+@runtime_checkable
+class LearnsSegments(Protocol):
+    """What a host with a loss of its own is beside.
+
+    learns_objects: whether an object of a thing is a segment, or all pixels of a label are one.
+    """
+
+    learns_objects: bool
+
+    def loss(
+        self, prediction: QueryPrediction, segments: Sequence[Segments], ranking: Ranking
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 def build_host(

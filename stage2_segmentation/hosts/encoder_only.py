@@ -66,6 +66,8 @@ class EncoderOnly(nn.Module):
     that a label branch has refined are taken instead; patches go on as the first blocks left them.
     """
 
+    class_tables = ("cls_emb",)
+
     def __init__(self, options: Options, *, num_classes: int, shape: MapShape, kappa: int) -> None:
         super().__init__()
         depth, width = shape.channels, options.width or shape.channels

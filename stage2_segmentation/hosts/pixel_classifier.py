@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.precision import full_precision
 from kappaseg_core.rank_scale import RankScale
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
@@ -32,6 +32,8 @@ class PixelClassifier(nn.Module):
     the plain ones; ours: `scale`, the same for both unless told.
     """
 
+    class_tables = ("cls_emb", "cls_bias")
+
     def __init__(
         self, num_classes: int, channels: int, *, kappa: int, scale: Scale = "none", dropout: float = 0.0
     ) -> None:
@@ -45,7 +47,7 @@ class PixelClassifier(nn.Module):
 
     def forward(self, cells: Tensor, ranking: Ranking) -> Tensor:
         tokens = self.dropout(cells).flatten(2).mT
-        rows, bias = F.embedding(ranking.labels, self.cls_emb), self.cls_bias[ranking.labels]
+        rows, bias = rows_of(self.cls_emb, ranking.labels), rows_of(self.cls_bias, ranking.labels)
         with full_precision(cells.device):  # the sum over C channels in bf16 is only good to 0.4 %
             scores = tokens.float() @ rows.float().mT + bias.float()[:, None]
         valid = ranking.valid[:, None]

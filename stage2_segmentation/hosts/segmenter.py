@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.errors import UserError
 from kappaseg_core.precision import full_precision
@@ -59,6 +60,8 @@ class Segmenter(nn.Module):
     alone. With the complete ranking (κ = K, in order of id) this is the plain Segmenter.
     """
 
+    class_tables = ("cls_emb",)
+
     def __init__(self, options: Options, *, num_classes: int, shape: MapShape, kappa: int) -> None:
         super().__init__()
         self.cell = shape.stride
@@ -82,14 +85,14 @@ class Segmenter(nn.Module):
     def forward(self, seen: Seen, ranking: Ranking) -> Prediction:
         patches = self.read(seen.features) if seen.patches is None else seen.patches
         kept = kept_classes(self.cls_emb, seen.classes, ranking)
-        return Prediction(self.decode(patches, kept, ranking, seen.features.shape[-2:]))
+        return Prediction(self.masks(patches, kept, ranking, seen.features.shape[-2:]))
 
     def read(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → patch tokens [B, P, D], row by row."""
         tokens: Tensor = self.proj_dec(features.flatten(2).mT)
         return tokens
 
-    def decode(self, patches: Tensor, classes: Tensor, ranking: Ranking, grid: tuple[int, ...]) -> Tensor:
+    def masks(self, patches: Tensor, classes: Tensor, ranking: Ranking, grid: tuple[int, ...]) -> Tensor:
         """Patch tokens [B, P, D] and class tokens [B, κ, D] in rank order → rank_logits f32 [B, κ, h, w]."""
         count, valid = patches.shape[1], ranking.valid
         tokens, attend = torch.cat([patches, classes], dim=1), None
@@ -109,9 +112,7 @@ class Segmenter(nn.Module):
 
 def kept_classes(table: Tensor, refined: Tensor | None, ranking: Ranking) -> Tensor:
     """Class tokens [B, κ, D] in rank order: of a table [K, D], or of the images' own refined ones [B, K, D]."""
-    if refined is None:
-        return F.embedding(ranking.labels, table)
-    return refined.gather(1, ranking.labels[..., None].expand(-1, -1, refined.shape[2]))
+    return rows_of(table if refined is None else refined, ranking.labels)
 
 
 def init_linear(module: nn.Module) -> None:

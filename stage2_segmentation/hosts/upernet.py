@@ -19,7 +19,7 @@ from kappaseg_core.backbones import MapShape, Wants
 from kappaseg_core.config import refuse_below, refuse_no_share
 from kappaseg_core.ranking import Ranking
 from stage2_segmentation.hosts.convolutions import convolution
-from stage2_segmentation.hosts.feature_pyramid import FeaturePyramid
+from stage2_segmentation.hosts.feature_pyramid import pyramid_of
 from stage2_segmentation.hosts.pixel_classifier import AuxiliaryHead, PixelClassifier, Scale
 from stage2_segmentation.structures import Prediction, Seen
 
@@ -38,6 +38,8 @@ class Options:
     norm_stages: bool = True
     """layer normalisation of every stage but the last, which the backbone normalises itself (as published for Swin);
     the blocks of a ViT are taken as the backbone gives them"""
+    norm_eps: float = 1e-5
+    """of these normalisations (published for ConvNeXt: 1e-6)"""
     dropout: float = 0.1
     rank_scale: Scale = "layer_norm"
     """kappaseg_core.rank_scale: layer_norm (as released), shared_norm, rank (Eq. 3), shared; none = the plain
@@ -50,6 +52,8 @@ class Options:
         refuse_below(1, self, "width", "auxiliary_width")
         refuse_below(0, self, "auxiliary")
         refuse_no_share(self, "dropout")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps = {self.norm_eps}, wanted a number above 0")
         if min(self.pools, default=1) < 1:
             raise ValueError(f"pools = {list(self.pools)}, wanted 1 or more cells a side")
         if self.blocks is not None and len(self.blocks) != MAPS:
@@ -65,12 +69,7 @@ class UPerNet(nn.Module):
 
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         super().__init__()
-        self.levels: nn.Module
-        if len({shape.stride for shape in maps}) == 1:
-            self.levels = FeaturePyramid(maps)
-            maps = self.levels.shapes
-        else:
-            self.levels = Stages(maps if options.norm_stages else ())
+        self.levels, maps = pyramid_of(maps, norm_stages=options.norm_stages, norm_eps=options.norm_eps)
         self.cell = maps[0].stride
         self.fuse = Fusion(maps, options.width, options.pools)
         self.classify = PixelClassifier(
@@ -92,19 +91,6 @@ class UPerNet(nn.Module):
         maps = self.levels(seen.maps)
         logits = self.classify(self.fuse(maps), ranking)
         return Prediction(logits, () if self.auxiliary is None else self.auxiliary(maps[-2], ranking))
-
-
-class Stages(nn.Module):
-    """Layer normalisation of the channels of every cell, but not of the last map's. No shapes: maps as they are."""
-
-    def __init__(self, shapes: Sequence[MapShape]) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(shape.channels) for shape in shapes[:-1])
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        count = len(self.norms)
-        normed = [norm(features.movedim(1, 3)).movedim(3, 1) for norm, features in zip(self.norms, maps, strict=False)]
-        return [*normed, *maps[count:]]
 
 
 class Fusion(nn.Module):

@@ -34,6 +34,12 @@ CASES = {
     ),
     "distilled vit": BackboneConfig(name="deit_tiny_distilled_patch16_224", options=VIT.options),
     "beit": BackboneConfig(name="beit_base_patch16_224", options=VIT.options),
+    "hybrid": BackboneConfig(
+        kind="hybrid",
+        name="mobilenetv2_035",
+        level=16,
+        options={"pad_type": "same", "train_cells": True, "vit": {"depth": 2, "embed_dim": 8, "num_heads": 2}},
+    ),
     "swin": SWIN,
     "swin, stride 16": BackboneConfig(name=SWIN.name, options=SWIN.options, level=16),
 }

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import Backbone, MapShape, Wants, build_backbone
+from kappaseg_core.class_rows import class_tables, give_rows
 from kappaseg_core.config import BackboneConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking, complete_ranking, top_kappa
+from kappaseg_core.segments import segments_of
 from stage2_segmentation import hosts
-from stage2_segmentation.hosts import build_host, host_kinds, wants_of
+from stage2_segmentation.hosts import DecodesFirst, LearnsSegments, build_host, host_kinds, wants_of
 from stage2_segmentation.losses import prediction_loss
-from stage2_segmentation.structures import Prediction, Seen
+from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
 from tests.tensors import PRIME, Created
 
 K, CHANNELS, TRAINED = 5, 8, 3  # labels, channels of a map, ranks that the scale has parameters for
@@ -34,6 +36,16 @@ CASES = [
     (kind, strides) for kind in host_kinds() for strides in STRIDES[wants_of(kind).maps]
 ]  # fmt: skip
 hosts.__path__.remove(str(OWN))
+#: sizes that take no time, where widths alone do not do
+TINY: dict[str, dict[str, Any]] = {
+    "maskformer": {"queries": 7, "width": 32, "layers": 2, "heads": 2, "ffn": 16},
+    "mask2former": {
+        "queries": 7, "width": 32, "encoder_layers": 1, "encoder_ffn": 16, "layers": 3, "heads": 2, "ffn": 16,
+        "points": 64,
+    },
+}  # fmt: skip
+#: parameters that nothing depends on: MaskFormer's queries start from zero, so that all look at the same in layer 0
+IDLE = {"maskformer": [f"layers.0.self_attn.{name}" for name in ("q_proj.", "k_proj.", "v_proj.weight")]}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,9 +129,11 @@ def settings(kind: str) -> dict[str, Any]:
     return {entry.name: entry.default for entry in found}
 
 
-def narrow(kind: str) -> dict[str, int]:
-    """Widths that take no time."""
-    return {name: 16 for name, value in settings(kind).items() if name.endswith("width") and value is not None}
+def narrow(kind: str) -> dict[str, Any]:
+    """Sizes that take no time."""
+    return TINY.get(kind) or {
+        name: 16 for name, value in settings(kind).items() if name.endswith("width") and value is not None
+    }
 
 
 def shared(kind: str) -> dict[str, str]:
@@ -139,9 +153,60 @@ def random_ranking(images: int, kappa: int, num_classes: int = K) -> Ranking:
     return top_kappa(torch.rand(images, num_classes, generator=torch.Generator().manual_seed(kappa)), kappa)
 
 
+def decoded(host: nn.Module, seen: Seen) -> Seen:
+    """With the queries of a mask network, which it decodes before labels are kept."""
+    return replace(seen, decoded=host.decode(seen.maps)) if isinstance(host, DecodesFirst) else seen
+
+
+def predicted(host: nn.Module, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction:
+    found: Prediction | QueryPrediction = host(decoded(host, seen), ranking)
+    return found
+
+
 def logits_of(host: nn.Module, seen: Seen, ranking: Ranking) -> Tensor:
-    prediction: Prediction = host(seen, ranking)
-    return prediction.rank_logits
+    return maps_of(predicted(host, seen, ranking))[0]
+
+
+def maps_of(prediction: Prediction | QueryPrediction) -> list[Tensor]:
+    """A map per rank, [B, κ, h, w], of the prediction and of what is auxiliary to it.
+
+    Of queries those of the scores that pixels are labelled by, padding ranks marked like those of other hosts.
+    """
+    if isinstance(prediction, Prediction):
+        return [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
+    found = []
+    for each in (prediction, *prediction.auxiliary):
+        assert each.class_logits.dtype == each.mask_logits.dtype == torch.float32
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.einsum("bqk,bqhw->bkhw", each.class_logits.softmax(2)[..., :-1], each.mask_logits.sigmoid())
+        padding = (each.class_logits[..., :-1] == PADDING_LOGIT).all(1)
+        found.append(scores.masked_fill(padding[..., None, None], PADDING_LOGIT))
+    return found
+
+
+def placed_of(host: nn.Module, seen: Seen, ranking: Ranking) -> Tensor:
+    """What has a place in the image: logits of ranks, or masks. (The classes of queries, which are of the whole image,
+    change scores everywhere.)"""
+    found = predicted(host, seen, ranking)
+    return found.mask_logits if isinstance(found, QueryPrediction) else found.rank_logits
+
+
+def tensors_of(prediction: Prediction | QueryPrediction) -> list[Tensor]:
+    """All that the loss is computed from."""
+    if isinstance(prediction, Prediction):
+        return maps_of(prediction)
+    return [t for each in (prediction, *prediction.auxiliary) for t in (each.class_logits, each.mask_logits)]
+
+
+def loss_of(
+    host: nn.Module, prediction: Prediction | QueryPrediction, mask: Tensor, ranking: Ranking
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if isinstance(prediction, Prediction):
+        return prediction_loss(prediction, mask, ranking, K, cell=host.cell)  # type: ignore[arg-type]
+    assert isinstance(host, LearnsSegments)
+    torch.manual_seed(0)  # of the points that masks are compared at
+    segments = [segments_of(one, torch.zeros_like(one), torch.zeros(K, dtype=torch.bool)) for one in mask]
+    return host.loss(prediction, segments, ranking)
 
 
 def test_the_known_hosts_are_listed_where_one_is_not_known() -> None:
@@ -182,7 +247,7 @@ def test_rows_and_columns_are_not_mixed_up(case: tuple[str, tuple[int, ...]]) ->
     for seed in range(4):
         torch.manual_seed(seed)
         host, seen = made.as_new(), made.seen(1, 3 * coarsest, 5 * coarsest)
-        before = logits_of(host, seen, ranking)
+        before = placed_of(host, seen, ranking)
         if seen.begun is not None:
             changed = seen.begun.tokens.clone()
             patch = changed.shape[1] - 3 * 5 + 1 * 5 + 3
@@ -191,7 +256,7 @@ def test_rows_and_columns_are_not_mixed_up(case: tuple[str, tuple[int, ...]]) ->
         for one, other, stride in zip(seen.maps, made.seen(2).maps, made.strides, strict=False):
             cells = coarsest // stride
             one[:, :, cells : 2 * cells, 3 * cells : 4 * cells] = 3 * other[1, :, :1, :1]
-        change = (logits_of(host, seen, ranking) - before).abs().sum(1)
+        change = (placed_of(host, seen, ranking) - before).abs().sum(1)
         changes += F.adaptive_avg_pool2d(change.detach(), (3, 5))[0]
     around = changes - changes.amin()
     rows, columns = around.sum(1), around.sum(0)
@@ -202,10 +267,11 @@ def test_rows_and_columns_are_not_mixed_up(case: tuple[str, tuple[int, ...]]) ->
 def test_every_parameter_gets_a_finite_gradient(made: Made) -> None:
     """κ as in training; tables with one row per label get none in the rows that are not ranked."""
     host, ranking = made.host().train(), ranking_of([4, 1, 0], [1, 4, 2])
-    prediction = host(made.seen(2), ranking)
-    logits = [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
-    torch.stack([one.square().sum() for one in logits]).sum().backward()
+    tensors = tensors_of(predicted(host, made.seen(2), ranking))
+    torch.stack([one.square().sum() for one in tensors]).sum().backward()
     for name, parameter in host.named_parameters():
+        if any(idle in name for idle in IDLE.get(made.kind, ())):
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert (parameter.grad != 0).any(), name
@@ -213,13 +279,29 @@ def test_every_parameter_gets_a_finite_gradient(made: Made) -> None:
             assert [bool(row.any()) for row in parameter.grad != 0] == [True, True, True, False, True], name
 
 
+def test_every_table_with_a_row_per_label_can_name_the_rows_of_its_gradient(made: Made) -> None:
+    """What optim.selected_rows asks for: no gradient with an axis of K, and the same numbers. Padding names row 0."""
+    ranking, gradients = ranking_of([4, 1, 3], [1, 4]), []
+    for told in (False, True):
+        host = made.host().train()
+        give_rows(class_tables(host) if told else ())
+        torch.manual_seed(0)
+        logits = maps_of(predicted(host, made.seen(2), ranking))
+        torch.stack([one.square().sum() for one in logits]).sum().backward()
+        tables = {name: p for name, p in host.named_parameters() if p.shape[0] == K}
+        assert tables
+        assert all(p.grad is not None and p.grad.is_sparse == told for p in tables.values())
+        gradients.append({name: p.grad.to_dense() for name, p in tables.items()})  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_only_training_has_an_auxiliary_loss_and_it_counts(made: Made) -> None:
     host, seen, ranking = made.host(), made.seen(2), ranking_of([4, 1, 0], [1, 4, 2])
-    assert host(seen, ranking).auxiliary == ()
+    assert predicted(host, seen, ranking).auxiliary == ()
     mask = torch.randint(K, (2, 45, 61), generator=torch.Generator().manual_seed(0))
-    prediction = host.train()(seen, ranking)
+    prediction = predicted(host.train(), seen, ranking)
     alone = replace(prediction, auxiliary=())
-    both, main = (prediction_loss(p, mask, ranking, K, cell=host.cell)[0] for p in (prediction, alone))  # type: ignore[arg-type]
+    both, main = (loss_of(host, each, mask, ranking)[0] for each in (prediction, alone))
     assert (both > main) if prediction.auxiliary else torch.equal(both, main)
 
 
@@ -272,9 +354,8 @@ def test_padding_ranks_influence_nothing(case: tuple[str, tuple[int, ...]], opti
 def test_padding_ranks_get_no_gradient(made: Made) -> None:
     """The label that stands at padding ranks (0) is not learnt through them."""
     host = made.host().train()
-    prediction: Prediction = host(made.seen(1), ranking_of([4, 2], kappa=4))
-    logits = [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
-    torch.stack([one.sum() for one in logits]).sum().backward()
+    tensors = tensors_of(predicted(host, made.seen(1), ranking_of([4, 2], kappa=4)))
+    torch.stack([one.sum() for one in tensors]).sum().backward()
     for parameter in host.parameters():
         if parameter.shape[0] == K:
             assert parameter.grad is not None
@@ -284,9 +365,9 @@ def test_padding_ranks_get_no_gradient(made: Made) -> None:
 def test_an_image_without_labels_gives_finite_logits_and_gradients(made: Made) -> None:
     host, seen, ranking = made.host().train(), made.seen(2), ranking_of([], [1, 3])
     given = [one.requires_grad_() for one in inputs(seen)]
-    prediction = host(seen, ranking)
-    assert (prediction.rank_logits[0] == PADDING_LOGIT).all()
-    for logits in (prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)):
+    maps = maps_of(predicted(host, seen, ranking))
+    assert (maps[0][0] == PADDING_LOGIT).all()
+    for logits in maps:
         target = torch.zeros((2, *logits.shape[2:]), dtype=torch.int64)
         F.cross_entropy(logits, target).backward(retain_graph=True)
     gradients = [one.grad for one in (*given, *host.parameters())]
@@ -296,13 +377,20 @@ def test_an_image_without_labels_gives_finite_logits_and_gradients(made: Made) -
 
 
 def test_a_batch_without_a_label_teaches_nothing(made: Made) -> None:
+    """Or, where queries predict masks, that these are of no object."""
     host, ranking = made.host().train(), random_ranking(2, 3)
     mask = torch.full((2, 45, 61), IGNORE)
-    loss, figures = prediction_loss(host(made.seen(2), ranking), mask, ranking, K, cell=host.cell)  # type: ignore[arg-type]
+    prediction = predicted(host, made.seen(2), ranking)
+    loss, figures = loss_of(host, prediction, mask, ranking)
     loss.backward()
-    assert loss.item() == 0
     assert figures["kept"].item() == 0
-    assert all(p.grad is None or (p.grad == 0).all() for p in host.parameters())
+    if isinstance(prediction, Prediction):
+        assert loss.item() == 0
+        assert all(p.grad is None or (p.grad == 0).all() for p in host.parameters())
+    else:
+        assert figures["class_loss"] > 0
+        assert figures["mask_loss"] == figures["dice_loss"] == 0
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in host.parameters())
 
 
 def test_autocast_changes_little_and_gives_single_precision(made: Made) -> None:
@@ -320,8 +408,8 @@ def test_no_tensor_has_an_axis_of_all_labels(made: Made, precision: str) -> None
     host = made.host(num_classes=PRIME, kappa=7).train()
     seen, ranking = made.seen(2), random_ranking(2, 7, PRIME)
     with Created(host) as created, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        host(seen, ranking)
-    assert len(created.tensors) > 5
+        predicted(host, seen, ranking)
+    assert created.tensors
     assert created.shapes_with(PRIME) == []
 
 
@@ -331,5 +419,5 @@ def test_a_compiled_host_gives_the_same(made: Made) -> None:
     compiled: Any = torch.compile(host, backend="aot_eager")
     for ranking in (random_ranking(2, 3), ranking_of([3, 1, 4], [4, 2])):
         with torch.no_grad():
-            found = logits_of(compiled, seen, ranking)
+            found = maps_of(compiled(decoded(host, seen), ranking))[0]
         torch.testing.assert_close(found, logits_of(host, seen, ranking), rtol=1e-4, atol=1e-4)

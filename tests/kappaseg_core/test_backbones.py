@@ -126,6 +126,14 @@ WRONG = {
         BackboneConfig(name="resnet10t", options={"position_interpolation": "bicubic"}),
         ["position_interpolation is for plain ViTs"],
     ),
+    "padding": (
+        BackboneConfig(name="resnet10t", options={"pad_before_shift": True}),
+        ["pad_before_shift is for Swin", "resnet10t"],
+    ),
+    "padding in words": (
+        BackboneConfig(name="resnet10t", options={"pad_before_shift": "first"}),
+        ["backbone.options.pad_before_shift = 'first', wanted true or false"],
+    ),
     "one size": (
         BackboneConfig(name="vit_relpos_small_patch16_224", options={"depth": 1}),
         ["images of any size", "choose another"],

@@ -25,7 +25,9 @@ from stage1_multilabel.config import Stage1Config
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.model import build_segmentation
 from tests.weights import published
+from tests.weights.folders import folder_of
 from tests.weights.published import State, shaken
+from tests.weights.test_hf_upernet import upernet
 from tests.weights.test_vit import augreg_arrays
 
 K, WIDTH, IMAGE = 4, 16, 32
@@ -109,6 +111,20 @@ def test_an_imported_baseline_is_evaluated_with_all_labels_and_with_other_rankin
         cache = ("--source.cache", "out/labels", "--source.test_kappa", "2") if source == "cache" else ()
         ran(capsys, "evaluate", "new/stage2-baseline", *EVALUATE, "--source.test", source, *cache)
     assert len(list(Path("new/stage2-baseline").glob("evaluation-*.json"))) == 3
+
+
+def test_a_network_of_transformers_is_evaluated_with_all_labels_and_with_other_rankings(
+    files: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its classes are the data set's in another order, and one more: rows go by name."""
+    folder_of(upernet(id2label=dict(enumerate(("boat", "car", "tree", "sky", "road")))), Path("theirs"))
+    ran(capsys, "import-weights", "hf", "theirs", "new/stage2-upernet", "--transfer-to", "data/classes.txt",
+        "--inference.short_side", "32")  # fmt: skip
+    for source in ("complete", "oracle", "cache"):
+        cache = ("--source.cache", "out/labels", "--source.test_kappa", "2") if source == "cache" else ()
+        ran(capsys, "evaluate", "new/stage2-upernet", *EVALUATE, "--source.test", source, *cache)
+    assert len(list(Path("new/stage2-upernet").glob("evaluation-*.json"))) == 3
+    assert "v0.jpg" in ran(capsys, "predict", "new/stage2-upernet", "data/images/v0.jpg")
 
 
 def test_an_imported_classifier_ranks_a_data_set_and_single_images(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaseg_core.backbones import MapShape, Wants
+from kappaseg_core.class_rows import rows_of
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking
 from stage2_segmentation.structures import Auxiliary, Prediction, Seen
 
@@ -24,6 +25,8 @@ def wants(options: Options) -> Wants:
 
 
 class TwoMaps(nn.Module):
+    class_tables = ("labels.weight",)
+
     def __init__(self, width: int, num_classes: int, maps: Sequence[MapShape]) -> None:
         super().__init__()
         self.cell, self.coarse = maps[0].stride, maps[1].stride
@@ -38,7 +41,7 @@ class TwoMaps(nn.Module):
         return Prediction(self.logits(fine + up, ranking), extra)
 
     def logits(self, cells: Tensor, ranking: Ranking) -> Tensor:
-        found = torch.einsum("bdhw,bkd->bkhw", cells, self.labels(ranking.labels))
+        found = torch.einsum("bdhw,bkd->bkhw", cells, rows_of(self.labels.weight, ranking.labels))
         return found.float().masked_fill(~ranking.valid[:, :, None, None], PADDING_LOGIT)
 
 
