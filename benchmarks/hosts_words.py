@@ -41,18 +41,21 @@ HOSTS = (
     HostWords(
         "upernet", "UPerNet", "upernet", "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
         "`projected`",
-        "For backbones with stages: all of them are fused on the finest grid, so the masks are fine, and the last layer, "
-        "its loss and the label map have many cells in which fewer labels are fewer products. The rest of the head does "
-        "the same work whatever is kept.",
+        "For backbones with stages: all of them are fused on the finest grid, so the masks are fine, and the last "
+        "layer, its loss and the label map have many cells in which fewer labels are fewer products. The rest of the "
+        "head does the same work whatever is kept.",
     ),
     HostWords(
-        "maskformer", "MaskFormer", "maskformer", "four stages (Swin, ConvNeXt, ResNet)", "its own",
+        "maskformer", "MaskFormer", "maskformer", "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
+        "`projected`",
         "Queries predict a mask and a label each, so it also tells objects apart. Labels stand in a small table of "
-        "queries × labels, and there are as many masks as queries whatever is kept: a selection has little to act on, in "
-        "training above all.",
+        "queries × labels, and there are as many masks as queries whatever is kept: a selection has little to act on, "
+        "in training above all.",
     ),
     HostWords(
-        "mask2former", "Mask2Former", "mask2former", "four stages (Swin, ConvNeXt, ResNet)", "its own",
+        "mask2former", "Mask2Former", "mask2former",
+        "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
+        "`projected`",
         "As MaskFormer, with masked attention over several scales; the one to take for panoptic segmentation. A "
         "selection has as little to act on.",
     ),
