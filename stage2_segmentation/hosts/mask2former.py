@@ -104,7 +104,8 @@ class Mask2Former(QueryHost):
         start_convolutions(pixel_decoder)
         start_matrices(pixel_decoder.input_projections)
         start_matrices(pixel_decoder.encoder)
-        nn.init.normal_(pixel_decoder.level_embed)
+        shape = pixel_decoder.level_embed.shape  # transformers makes it on the CPU, whatever device is asked for
+        pixel_decoder.level_embed = nn.Parameter(torch.randn(shape))
         for layer in pixel_decoder.encoder.layers:
             start_deformable(layer.self_attn)
         start_matrices(self.transformer_module.decoder.layers)
