@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from kappaseg_core.cost import Sizes, count
 from kappaseg_core.live_memory import LiveMemory
 from kappaseg_core.ranking import Ranking
-from pipelines.bench.steps import built, network
+from pipelines.bench.steps import REGIONS, built, network
 from pipelines.bench.variants import Variant
+from pipelines.imagined_segments import imagined_segments
 from stage2_segmentation import pixels
 
 #: memory of a process with its libraries before it builds a network: resident, and of the GPU
@@ -43,7 +44,8 @@ class Needs:
 
 def needs(variant: Variant) -> Needs:
     """One step is looked at, the first: what the optimiser makes in it counts as held and as made."""
-    with Unvalued(), strips_as_on(variant.device), LiveMemory() as live:
+    segments = imagined_segments(min(variant.kappa or variant.classes, REGIONS**2), "meta")
+    with Unvalued(), segments, strips_as_on(variant.device), LiveMemory() as live:
         step = built(replace(variant, device="meta"), lambda part: None)
         live.peak = before = live.bytes
         step()

@@ -30,6 +30,8 @@ from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
 LATE = 0.99
+#: squares a side that label maps are made of
+REGIONS = 8
 #: told the name of the part that has just ended
 Mark = Callable[[str], None]
 
@@ -197,7 +199,7 @@ def training(
 def regions(images: Tensor, ranking: Ranking) -> Tensor:
     """A label map i64 [B, H, W] of a few kept labels, in squares."""
     height, width = images.shape[2:]
-    cells = torch.randint(ranking.kappa, (len(images), 1, 8, 8))
+    cells = torch.randint(ranking.kappa, (len(images), 1, REGIONS, REGIONS))
     ranks = nn.functional.interpolate(cells.float(), (height, width)).long()[:, 0]
     return to_label_space(ranks, ranking)
 

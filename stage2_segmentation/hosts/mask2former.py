@@ -91,6 +91,8 @@ class Mask2Former(QueryHost):
         config = decoder_config(options, [shape.stride for shape in self.shapes])
         self.heads = options.heads
         pixel_decoder: Any = parts.Mask2FormerPixelDecoder(config, [shape.channels for shape in self.shapes])
+        # transformers makes this one on the CPU whatever the device at hand is, and without numbers
+        pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
         self.positions = pixel_decoder.position_embedding = Positions(options.width)
         self.pixel_decoder, self.transformer_module = (
             pixel_decoder,
