@@ -16,11 +16,9 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_text
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import memory_mib
-from kappaseg_core.scenes import things_of
 from kappaseg_core.structures import SceneSet
 from pipelines.calibrate import calibrated_source, describe
-from pipelines.panoptic import QUALITY_COLUMNS, categories_of, quality_rows
-from pipelines.segment_files import SegmentFiles, refuse_segments_there
+from pipelines.found_segments import files_for_segments, refuse_other_things, show_segments
 from pipelines.tables import show_table
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import (
@@ -106,18 +104,6 @@ def evaluate_runs(
     return results
 
 
-def show_segments(runs: Sequence[Path], results: Sequence[Evaluation]) -> None:
-    """Print the quality of segments, of the runs that find any."""
-    rows = [
-        [run.name, *row]
-        for run, result in zip(runs, results, strict=True)
-        if result.panoptic is not None
-        for row in quality_rows(result.panoptic)
-    ]
-    if rows:
-        show_table("segments, in %", ["run", "", *QUALITY_COLUMNS], rows)
-
-
 @dataclass(frozen=True)
 class Opened:
     """A finished run, ready to be measured on its validation split. training: its settings; config: as evaluated."""
@@ -164,11 +150,11 @@ def evaluate_run(
     started = time.perf_counter()
     found = opened(run, settings)
     training, config, scenes, source = found.training, found.config, found.scenes, found.source
+    files = None if segments is None else files_for_segments(segments, run, found.model, scenes, found.here)
     chosen: dict[str, Any] = {}
     if alpha is not None:
         cut, scenes = calibrated_source(found.model, config, scenes, alpha=alpha, split=calibration, here=found.here)
         source, chosen = cut, {"calibration": asdict(cut.calibration)}
-    files = None if segments is None else files_for_segments(segments, run, found)
     with no_empty_folders(segments) if segments else nullcontext():
         result = evaluate_model(
             found.model, scenes, source, config.inference, found.here, keep=None if files is None else files.add
@@ -193,17 +179,6 @@ def evaluate_run(
     return result
 
 
-def files_for_segments(folder: Path, run: Path, found: Opened) -> SegmentFiles:
-    """Where the segments that a run finds are written. Raises UserError where it finds none, or some are there."""
-    if not found.model.learns_objects:
-        raise UserError(
-            f"--segments {folder}: {run} was trained on labels and finds no objects; leave it out, or give a run with "
-            "host.options.target objects"
-        )
-    refuse_segments_there(folder)
-    return SegmentFiles(folder, categories_of(found.scenes))
-
-
 def choice(found: Opened, alpha: float | None, calibration: str | None) -> str:
     """How many labels an image keeps, in a word for a file name; empty where its source gives all that it knows of."""
     if alpha is not None:
@@ -219,20 +194,6 @@ def refuse_other_rankings(run: Path, training: Stage2Config, config: Stage2Confi
             f"{run} was trained on rankings {short(trained_on)}, the cache there now is {short(source.fingerprint)}; "
             "train again or name this one with --source.cache"
         )
-
-
-def refuse_other_things(run: Path, scenes: SceneSet) -> None:
-    """Raise UserError where other classes have objects than those whose objects the network was trained on."""
-    trained_on, here = read_record(run).get("things"), things_of(scenes)
-    if trained_on is None:  # weights that were imported
-        return
-    for name, thing in zip(scenes.class_names, here, strict=True):
-        if thing != (name in trained_on):
-            there, now = ("stuff", "a thing") if thing else ("a thing", "stuff")
-            raise UserError(
-                f"in {run} {name} is {there}, in split {scenes.split!r} it is {now}; "
-                "evaluate on the data set of the run"
-            )
 
 
 def may_change(name: str) -> bool:

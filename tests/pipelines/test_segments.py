@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kappaseg_core.config import DataConfig, to_plain
+from kappaseg_core.errors import UserError
+from kappaseg_core.placement import Placement
 from kappaseg_core.ranking import Ranking
 from kappaseg_core.scenes import open_scenes, things_of
 from kappaseg_core.scenes.panoptic_files import read_annotations
@@ -23,7 +25,9 @@ from kappaseg_core.structures import Scene
 from pipelines import evaluate, predict
 from pipelines.benchmark.measure import measure_run
 from pipelines.cli import main
+from pipelines.found_segments import files_for_segments
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
+from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.structures import QueryPrediction, Seen
 
 DATA = DataConfig("synthetic", options={"classes": 8, "train": 2, "val": 3, "size": 40, "objects": 3})
@@ -164,6 +168,13 @@ def test_segments_of_several_runs_or_of_none_are_refused(
     refused(["evaluate", "out", "--segments", "found"], capsys, "--segments found is for one run, found 2")
     monkeypatch.setattr(Told, "learns_objects", False)
     refused(["evaluate", str(told), "--segments", "found"], capsys, "was trained on labels and finds no objects")
+
+
+def test_files_of_segments_are_written_by_one_process(told: Path) -> None:
+    with pytest.raises(UserError, match="one process writes all segments, found 2"):
+        files_for_segments(
+            Path("found"), told, cast(SegmentationModel, Told(0)), open_scenes(DATA, "val"), Placement(0, 2)
+        )
 
 
 def test_windows_are_refused_before_anything_is_read(told: Path, capsys: pytest.CaptureFixture[str]) -> None:
