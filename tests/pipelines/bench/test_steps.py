@@ -13,6 +13,7 @@ from kappaseg_core.config import BackboneConfig
 from kappaseg_core.products import is_ours
 from kappaseg_core.ranking import complete_ranking, to_rank_space, top_kappa
 from pipelines.bench import steps
+from pipelines.bench.learning import PRESENT
 from pipelines.bench.needs import needs
 from pipelines.bench.published_way import (
     NOT_KEPT,
@@ -205,6 +206,11 @@ def test_the_labels_in_the_masks_are_kept_ones() -> None:
     assert mask.shape == (2, 16, 24)
     assert all(set(one.unique().tolist()) <= set(row.tolist()) for one, row in zip(mask, ranking.labels, strict=True))
     assert steps.regions(torch.empty(1, 3, 8, 8), complete_ranking(1, 2)).unique().tolist() == [0, 1]
+
+
+def test_images_of_a_step_show_a_few_labels_however_many_are_kept() -> None:
+    mask = steps.regions(torch.empty(1, 3, 64, 64), complete_ranking(1, 500))
+    assert 1 < len(mask.unique()) <= PRESENT and mask.max() < PRESENT
 
 
 def test_the_published_way_leaves_products_and_attention_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
