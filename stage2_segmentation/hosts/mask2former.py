@@ -90,6 +90,8 @@ class Mask2Former(QueryHost):
         self.heads = options.heads
         pixel_decoder: Any = parts.Mask2FormerPixelDecoder(config, [shape.channels for shape in self.shapes])
         self.positions = pixel_decoder.position_embedding = Positions(options.width)
+        # transformers makes this one on the CPU, whatever device torch was told to build on
+        pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
         self.pixel_decoder, self.transformer_module = (
             pixel_decoder,
             parts.Mask2FormerTransformerModule(options.width, config),
