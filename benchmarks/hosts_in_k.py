@@ -62,6 +62,8 @@ HOSTS = (
         "DeepLabV3, ResNet-50 at stride 8", "deeplabv3", "resnet50c", plain=PLAIN, backbone_options={"output_stride": 8}
     ),
     Measured("UPerNet, Swin-T", "upernet", SWIN, plain=PLAIN),
+    Measured("MaskFormer, Swin-T", "maskformer", SWIN, plain=PLAIN),
+    Measured("Mask2Former, Swin-T", "mask2former", SWIN, plain=PLAIN),
 )
 
 

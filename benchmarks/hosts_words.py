@@ -41,18 +41,23 @@ HOSTS = (
     HostWords(
         "upernet", "UPerNet", "upernet", "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
         "`projected`",
-        "For backbones with stages: all of them are fused on the finest grid, so the last layer has many cells to "
-        "classify, and keeping few labels pays there. The head itself costs the same whatever is kept.",
+        "For backbones with stages: all of them are fused on the finest grid, so the masks are fine, and the last "
+        "layer, its loss and the label map have many cells in which fewer labels are fewer products. The rest of the "
+        "head does the same work whatever is kept.",
     ),
     HostWords(
-        "maskformer", "MaskFormer", "maskformer", "four stages (Swin, ConvNeXt, ResNet)", "its own",
-        "Queries predict masks and a label each, so it also tells objects apart. The labels stand in a small table of "
-        "queries × labels: in training there is next to nothing for a selection to save.",
+        "maskformer", "MaskFormer", "maskformer", "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
+        "`projected`",
+        "Queries predict a mask and a label each, so it also tells objects apart. Labels stand in a small table of "
+        "queries × labels, and there are as many masks as queries whatever is kept: a selection has little to act on, "
+        "in training above all.",
     ),
     HostWords(
-        "mask2former", "Mask2Former", "mask2former", "four stages (Swin, ConvNeXt, ResNet)", "its own",
-        "As MaskFormer, with masked attention over several scales: the one to take for panoptic segmentation. "
-        "Selection has as little to save in training.",
+        "mask2former", "Mask2Former", "mask2former",
+        "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
+        "`projected`",
+        "As MaskFormer, with masked attention over several scales; the one to take for panoptic segmentation. A "
+        "selection has as little to act on.",
     ),
 )  # fmt: skip
 #: Segmenter once more, on the ViT that encoder-only has in the study, so that the two can be told apart from it

@@ -1,6 +1,7 @@
 """Run directories: everything that one training run leaves behind, and enough to rebuild its network.
 
-    run.yaml            resolved configuration, class names, the module that builds the network
+    run.yaml            resolved configuration, class names, the module that builds the network; where it learns objects
+                        the names of those that have them, `things`
     state.safetensors   step, weights, averaged weights, optimiser: what an interrupted run continues from
     metrics.jsonl       one line per logged step and evaluation; holds nothing that differs between two equal runs
     log.txt             the same for people, with times
@@ -154,15 +155,19 @@ class RunDirectory:
 
 
 def open_run(
-    path: Path, *, model: str, config: Any, class_names: tuple[str, ...], inputs: Mapping[str, str]
-) -> RunDirectory:
+    path: Path, *, model: str, config: Any, class_names: tuple[str, ...], inputs: Mapping[str, str],
+    things: Sequence[bool] | None = None,
+) -> RunDirectory:  # fmt: skip
     """The run directory at `path`: new, or one of the same configuration that was interrupted or is complete.
 
     model: module whose `build_model(config, class_names)` rebuilds the network.   inputs: fingerprints of what the run
-    reads (data set, cache), checked like the configuration. Raises UserError where `path` holds another run or things
+    reads (data set, cache), checked like the configuration.   things: which classes have objects that it learns to tell
+    apart; None = it learns none. Raises UserError where `path` holds another run or things
     that are not ours.
     """
     record = {"model": model, "config": to_plain(config), "inputs": dict(inputs), "class_names": list(class_names)}
+    if things is not None:
+        record["things"] = [name for name, thing in zip(class_names, things, strict=True) if thing]
     file = path / "run.yaml"
     if os.path.exists(file):  # which, unlike Path.exists, leaves a forbidden folder to the attempt to write below
         run = RunDirectory(path)
@@ -182,8 +187,9 @@ def open_run(
 
 
 def start_run(
-    folder: Path, *, model: str, config: Any, scenes: Sequence[SceneSet], here: Placement, **inputs: str
-) -> RunDirectory:
+    folder: Path, *, model: str, config: Any, scenes: Sequence[SceneSet], here: Placement,
+    things: Sequence[bool] | None = None, **inputs: str,
+) -> RunDirectory:  # fmt: skip
     """`open_run` for a training run: made by the first worker, tied to its images and the weight file."""
     prints = {scene_set.split: scene_set.fingerprint() for scene_set in scenes}
     if config.backbone.weights:
@@ -193,7 +199,9 @@ def start_run(
     run = RunDirectory(folder)
     if here.is_first:
         names = scenes[0].class_names
-        run = open_run(folder, model=model, config=config, class_names=names, inputs={**prints, **inputs})
+        run = open_run(
+            folder, model=model, config=config, class_names=names, inputs={**prints, **inputs}, things=things
+        )
         if run.is_complete:
             run.clean()  # perhaps killed between its last two files
     here.wait()

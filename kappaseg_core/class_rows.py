@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TOLD = "gives_rows_of_its_gradient"
+READER = "read_by_rows"  # attribute of a table that was told to
 
 
 def rows_of(table: Tensor, labels: Tensor) -> Tensor:
@@ -30,11 +31,10 @@ def rows_of(table: Tensor, labels: Tensor) -> Tensor:
         if labels.ndim == 1:
             return table[:, labels]
         return table.gather(1, labels[..., None].expand(-1, -1, table.shape[2]))
-    if table.ndim == 2:
-        return F.embedding(labels, table, sparse=gives_rows(table))
     if gives_rows(table):
-        return table.gather(0, labels.flatten(), sparse_grad=True).view_as(labels)
-    return table[labels]
+        found: Tensor = getattr(table, READER)(table, labels)
+        return found
+    return F.embedding(labels, table) if table.ndim == 2 else table[labels]
 
 
 def class_tables(network: nn.Module) -> Iterator[nn.Parameter]:
@@ -49,12 +49,20 @@ def give_rows(tables: Iterable[nn.Parameter]) -> None:
 
     A sum with the gradient of another use, which reads the whole table, is one of all rows.
     """
+    reader = torch.compiler.disable(read_sparsely)  # the compiler (loop.compile) cannot make a sparse gradient
     for table in tables:
-        setattr(table, TOLD, True)
+        setattr(table, READER, reader)
 
 
 def gives_rows(table: Tensor) -> bool:
-    return getattr(table, TOLD, False)
+    return hasattr(table, READER)
+
+
+def read_sparsely(table: Tensor, labels: Tensor) -> Tensor:
+    """`rows_of` a table [K] or [K, D], with a gradient that names the rows."""
+    if table.ndim == 2:
+        return F.embedding(labels, table, sparse=True)
+    return table.gather(0, labels.flatten(), sparse_grad=True).view_as(labels)
 
 
 def touched(gradient: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -155,9 +155,9 @@ class LoopConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     """train with torch.compile (the same up to rounding; the first step takes minutes). A part that the compiler fails
-    on, or all where there is no compiler, is computed without it, and a line says so. Never compiled are a backbone
-    whose last blocks others run (host encoder_only, class_tokens backbone) and stage one's head where it learns from
-    some labels alone or has a shortlist"""
+    on, or all where there is no compiler, is computed without it, and a line says so. A backbone whose last blocks
+    others run (host encoder_only, class_tokens backbone) is compiled block by block. Never compiled is stage one's head
+    where it learns from some labels alone or has a shortlist"""
     device: str = "auto"
     """auto = the GPU where there is one, else the CPU"""
     loader_workers: int = 0

@@ -6,6 +6,7 @@ made on, add up over batches by `update` and over workers by `reduced`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Literal, Self, TypeVar, get_args
@@ -230,3 +231,8 @@ def all_reduced(sums: Sums, reduce: Reduce) -> Sums:
         if isinstance(value, Tensor):
             setattr(total, name, reduce(value.clone()))
     return total
+
+
+def known(value: float) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value

@@ -8,12 +8,14 @@ property of its label, and stands once per data set: `things`, bool [K].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kappaseg_core.ranking import IGNORE
+from kappaseg_core.structures import Scene
 
 #: "This pixel is in no segment." In files and in maps of segments.
 VOID = 0
@@ -66,3 +68,9 @@ def segments_of(mask: Tensor, instances: Tensor, things: Tensor) -> Segments:
     voids = int(keys[0] == VOID)
     keys = keys[voids:] - 1
     return Segments((index + (1 - voids)).int(), keys // span, keys % span == 0)
+
+
+def scene_segments(scene: Scene, things: Sequence[bool]) -> Segments:
+    """The true segments of a scene of a set that tells objects apart.   things: of its K labels."""
+    assert scene.instances is not None  # since the set has things
+    return segments_of(torch.from_numpy(scene.mask), torch.from_numpy(scene.instances), torch.tensor(things))

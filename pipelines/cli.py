@@ -125,6 +125,10 @@ def build_parser() -> Parser:
     evaluate.add_argument(
         "--calibration", metavar="SPLIT", help="split to choose κ on (default: half of the validation images)"
     )
+    evaluate.add_argument(
+        "--segments", metavar="DIR",
+        help="new folder for the segments found, as COCO's panoptic files (networks that learn objects)",
+    )  # fmt: skip
 
     predict = verb(
         verbs, "predict", run_predict, "segment images and draw the labels found",
@@ -359,7 +363,8 @@ def run_evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pipelines.evaluate import evaluate_runs, runs_and_settings
 
     runs, settings = runs_and_settings(arguments.what, without_weights(split_settings(rest)))
-    evaluate_runs(runs, settings, alpha=arguments.alpha, calibration=arguments.calibration)
+    segments = Path(arguments.segments) if arguments.segments else None
+    evaluate_runs(runs, settings, alpha=arguments.alpha, calibration=arguments.calibration, segments=segments)
 
 
 def run_predict(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 from kappaseg_core.checkpoint import RunDirectory, read_record, short
 from kappaseg_core.config import build, load_config, override, to_plain
 from kappaseg_core.errors import UserError
-from kappaseg_core.files import write_text
+from kappaseg_core.files import no_empty_folders, write_text
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import memory_mib
 from kappaseg_core.structures import SceneSet
 from pipelines.calibrate import calibrated_source, describe
+from pipelines.found_segments import files_for_segments, refuse_other_things, show_segments
 from pipelines.tables import show_table
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import (
@@ -27,6 +29,7 @@ from stage2_segmentation.evaluate import (
     open_test_scenes,
 )
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.objects import refuse_several_views
 from stage2_segmentation.sources import Source, source_module
 from stage2_segmentation.train import source_for
 
@@ -72,16 +75,20 @@ def evaluate_runs(
     *,
     alpha: float | None = None,
     calibration: str | None = None,
+    segments: Path | None = None,
 ) -> list[Evaluation]:
     """Evaluate each run with its own settings, or with some of them changed, and print one table.
 
     alpha: κ per image such that at most this share of the pixels is lost.   calibration: the split to calibrate on.
+    segments: new folder for the segments that a run finds, as COCO's panoptic files.
     """
+    if segments is not None and len(runs) > 1:
+        raise UserError(f"--segments {segments} is for one run, found {len(runs)}; name the run directory")
     if calibration is not None and alpha is None:
         raise UserError(f"--calibration {calibration} is for --alpha, which is not given; add it or leave both out")
     if alpha is not None and "source.test_kappa" in dict(settings):
         raise UserError("--alpha chooses κ for each image, --source.test_kappa one for all; give one of them")
-    results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration) for run in runs]
+    results = [evaluate_run(run, settings, alpha=alpha, calibration=calibration, segments=segments) for run in runs]
     rows = [
         [run.name, *(f"{100 * value:.2f}" for value in (
             r.mIoU, r.class_coverage, r.pixel_accuracy, r.pixel_coverage, r.zero_iou_share
@@ -90,6 +97,7 @@ def evaluate_runs(
     ]  # fmt: skip
     columns = ["run", "mIoU", "≤ class coverage", "pixel accuracy", "≤ pixel coverage", "zero-IoU classes", "mean κ"]
     show_table(f"{results[0].images} images, in %", columns, rows)
+    show_segments(runs, results)
     absent = results[0].absent
     if absent:
         print(f"{len(absent)} classes have no pixel in the truth and count only where predicted: {', '.join(absent)}")
@@ -125,6 +133,9 @@ def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
     config = changed(training, settings)
     here = place(config.loop)
     scenes = open_test_scenes(config, class_names)
+    if model.learns_objects:
+        refuse_several_views(config.inference)
+        refuse_other_things(run, scenes)
     source = source_for(config, scenes, at_test=True)
     if "source.cache" not in dict(settings):
         refuse_other_rankings(run, training, config, source)
@@ -132,17 +143,24 @@ def opened(run: Path, settings: Sequence[tuple[str, str]] = ()) -> Opened:
 
 
 def evaluate_run(
-    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None
-) -> Evaluation:
+    run: Path, settings: Sequence[tuple[str, str]] = (), *, alpha: float | None = None, calibration: str | None = None,
+    segments: Path | None = None,
+) -> Evaluation:  # fmt: skip
     """One evaluation, written beside the run as JSON with its settings and cost."""
     started = time.perf_counter()
     found = opened(run, settings)
     training, config, scenes, source = found.training, found.config, found.scenes, found.source
+    files = None if segments is None else files_for_segments(segments, run, found.model, scenes, found.here)
     chosen: dict[str, Any] = {}
     if alpha is not None:
         cut, scenes = calibrated_source(found.model, config, scenes, alpha=alpha, split=calibration, here=found.here)
         source, chosen = cut, {"calibration": asdict(cut.calibration)}
-    result = evaluate_model(found.model, scenes, source, config.inference, found.here)
+    with no_empty_folders(segments) if segments else nullcontext():
+        result = evaluate_model(
+            found.model, scenes, source, config.inference, found.here, keep=None if files is None else files.add
+        )
+        if files is not None:
+            print(files.finish())
     if alpha is not None:
         print(f"{run.name}: {describe(cut.calibration, result.image_coverage)}")
     record = {

@@ -5,51 +5,46 @@ from __future__ import annotations
 import glob
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from kappaseg_core.config import DataConfig
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_atomic, write_text, writing
+from kappaseg_core.metrics import known
 from kappaseg_core.panoptic_quality import PanopticSums
 from kappaseg_core.progress import Meter
 from kappaseg_core.scenes import open_scenes, things_of
 from kappaseg_core.scenes.images import PHOTO_SUFFIXES, photo
 from kappaseg_core.scenes.panoptic_files import Annotations, Categories, read_annotations
-from kappaseg_core.scenes.panoptic_writing import FILE, make_folders, write_annotations, write_segments
-from kappaseg_core.segments import Segments, segments_of
+from kappaseg_core.scenes.panoptic_writing import FILE
+from kappaseg_core.segments import Segments, scene_segments
 from kappaseg_core.structures import SceneSet
 from pipelines.draw_segments import segment_overlay
+from pipelines.segment_files import SegmentFiles, refuse_segments_there
 from pipelines.tables import show_table
 
 #: groups of labels, as the summary of the sums names them
 GROUPS = {"all": "", "things": "_things", "stuff": "_stuff"}
+QUALITY_COLUMNS = ("PQ", "SQ", "RQ", "classes")
 
 
 def write_truth(data: DataConfig, split: str, to: Path) -> None:
     """The segments of a split as TO/panoptic.json and TO/panoptic/ID.png."""
     scenes = open_scenes(data, split)
-    categories = categories_of(scenes)
-    things = torch.tensor(categories.things)
-    if (to / FILE).exists():
-        raise UserError(f"{to / FILE} is there already; name a new folder, or remove it")
-    annotations = []
+    files = SegmentFiles(to, categories_of(scenes))
+    refuse_segments_there(to)
     with no_empty_folders(to), Meter("writing", len(scenes), unit="image") as meter:
-        make_folders(to)
         for index in range(len(scenes)):
             scene = scenes[index]
-            assert scene.instances is not None  # since the set has things
-            segments = segments_of(torch.from_numpy(scene.mask), torch.from_numpy(scene.instances), things)
-            annotations.append(write_segments(to, scene.image_id, segments, categories))
+            files.add(scene.image_id, scene_segments(scene, files.categories.things))
             meter.advance()
-        file = write_annotations(to, annotations, categories)
-    count = sum(len(found["segments_info"]) for found in annotations)
-    print(f"{file}: {len(annotations)} images, {count} segments of {len(categories.names)} classes")
+        written = files.finish()
+    print(written)
 
 
 def categories_of(scenes: SceneSet) -> Categories:
@@ -68,11 +63,7 @@ def show_quality(truth: Path, prediction: Path, *, to: Path | None, classes: boo
     found = read_annotations(files[1], None, true.categories)
     sums = quality(true, found)
     summary = sums.summary()
-    rows = [
-        [group, *(percent(summary[name + ending]) for name in ("PQ", "SQ", "RQ")), str(summary[f"labels{ending}"])]
-        for group, ending in GROUPS.items()
-    ]
-    show_table(f"{len(true)} images, in %", ["", "PQ", "SQ", "RQ", "classes"], rows)
+    show_table(f"{len(true)} images, in %", ["", *QUALITY_COLUMNS], quality_rows(summary))
     by_class = class_records(sums, true.categories)
     if classes:
         columns = ["class", "", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
@@ -81,6 +72,14 @@ def show_quality(truth: Path, prediction: Path, *, to: Path | None, classes: boo
         record = {"truth": str(truth), "prediction": str(prediction), "images": len(true)}
         numbers = {name: known(value) for name, value in summary.items()}
         write_text(to, json.dumps(record | numbers | {"classes": by_class}, indent=1, ensure_ascii=False) + "\n")
+
+
+def quality_rows(summary: Mapping[str, float | None]) -> list[list[str]]:
+    """A row for each group of labels: its name and the QUALITY_COLUMNS.   summary: as PanopticSums gives it."""
+    return [
+        [group, *(percent(summary[name + ending]) for name in ("PQ", "SQ", "RQ")), str(summary[f"labels{ending}"])]
+        for group, ending in GROUPS.items()
+    ]
 
 
 def annotation_file(path: Path) -> Path:
@@ -140,13 +139,8 @@ def class_row(record: dict[str, Any]) -> list[str]:
     return [record["name"], "thing" if record["thing"] else "stuff", *shares, *counts]
 
 
-def known(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
-
-
-def percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+def percent(share: float | None) -> str:
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}"
 
 
 def draw_segments(what: Path, photos: Path, to: Path, only: Sequence[str]) -> None:

@@ -12,20 +12,26 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from kappaseg_core.checkpoint import read_record
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import no_empty_folders, write_atomic, writing
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter, say
 from kappaseg_core.ranking import OwnRanking, Ranking, complete_ranking
 from kappaseg_core.scenes.images import photo
+from kappaseg_core.scenes.panoptic_files import Categories
 from label_cache import class_difference
-from pipelines.draw import overlay
+from pipelines.draw import Found, labels_found, overlay
+from pipelines.draw_segments import counted, segment_overlay
 from pipelines.evaluate import changed
+from pipelines.segment_files import SegmentFiles
 from pipelines.tables import show_table
 from stage1_multilabel.live import LiveClassifier
 from stage1_multilabel.rank import Ranker
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import load_segmentation, segment_image
+from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.objects import refuse_several_views
 from stage2_segmentation.sources import SourceInputs, service
 
 
@@ -39,12 +45,17 @@ def predict_images(
 ) -> None:
     """Segment image files: TO/NAME.png (overlay with a legend of the labels found) and TO/NAME.labels.png (label ids).
 
+    Of a network that learns objects the overlay shows segments, and they are written as COCO's panoptic files:
+    TO/panoptic/NAME.png and TO/panoptic.json, which lists the images of this call.
+
     Images that the run has never seen have no row in a cache, so a network that was trained on one is given the ranking
     of its classifier, live; a joint network ranks by itself. An oracle's network has no truth here and is refused.
     """
     model, training, class_names = load_segmentation(run)
     config = changed(training, settings)
     here = place(config.loop)
+    things = things_found(run, model, config)
+    files = None if things is None else SegmentFiles(to, Categories.of(class_names, things))
     names = named_apart(images)
     pictures = [read_photo(path) for path in images]
     rank = live_ranking(config, class_names, classifier, here)
@@ -54,14 +65,36 @@ def predict_images(
             to.mkdir(parents=True, exist_ok=True)
         for path, name, picture in zip(images, names, pictures, strict=True):
             ranking = rank(picture)
-            result = segment_image(model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here)
+            result = segment_image(
+                model.to(here.device), torch.from_numpy(picture), ranking, config.inference, here, things
+            )
             found = result.label_map.numpy()
-            drawn = overlay(picture, found, class_names)
+            if files is None or result.segments is None:
+                drawn = overlay(picture, found, class_names)
+                rows.append([path.name, describe(labels_found(found, class_names), result.ranking)])
+            else:
+                drawn = segment_overlay(picture, result.segments, files.categories)
+                rows.append([path.name, describe(counted(result.segments, files.categories), result.ranking)])
+                files.add(name, result.segments)
             write_atomic(to / f"{name}.png", partial(drawn.save, format="PNG"))
             write_atomic(to / f"{name}.labels.png", partial(save_labels, found, len(class_names)))
-            rows.append([path.name, describe(found, result.ranking, class_names)])
             meter.advance()
+        if files is not None:
+            files.finish()
     show_table(f"written to {to}", ["image", "labels found, by area"], rows)
+
+
+def things_found(run: Path, model: SegmentationModel, config: Stage2Config) -> tuple[bool, ...] | None:
+    """Which labels are things, where the network tells their objects apart; else None. Raises UserError."""
+    if not model.learns_objects:
+        return None
+    refuse_several_views(config.inference)
+    record = read_record(run)
+    if "things" not in record:
+        raise UserError(
+            f"{run / 'run.yaml'} does not say which classes have objects; add a list of their names, things"
+        )
+    return tuple(name in record["things"] for name in record["class_names"])
 
 
 def named_apart(images: Sequence[Path]) -> list[str]:
@@ -80,12 +113,12 @@ def save_labels(found: NDArray[Any], num_classes: int, target: Path) -> None:
     Image.fromarray(found.astype(np.uint8 if num_classes <= 256 else np.uint16)).save(target, "PNG")
 
 
-def describe(found: NDArray[Any], ranking: Ranking, class_names: Sequence[str]) -> str:
-    labels, pixels = np.unique(found, return_counts=True)
-    order = np.argsort(-pixels, kind="stable")
-    rank_of = {int(label): rank for rank, label in enumerate(ranking.labels[0].tolist(), 1)}
+def describe(found: Sequence[Found], ranking: Ranking) -> str:
+    """The labels of an image in words, with their ranks."""
+    rank_of = {label: rank for rank, label in enumerate(ranking.labels[0].tolist(), 1)}
     return ", ".join(
-        f"{class_names[labels[i]]} {100 * pixels[i] / found.size:.0f} % (rank {rank_of[int(labels[i])]})" for i in order
+        f"{one.name} {100 * one.share:.0f} %" + (f" (rank {rank_of[one.label]})" if one.label in rank_of else "")
+        for one in found
     )
 
 

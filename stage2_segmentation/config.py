@@ -151,6 +151,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class SegmentsConfig:
+    """When a query becomes a segment, for networks that learn objects. Probabilities over κ labels are higher than over
+    all K, for which the published values are: look at them again where κ is small."""
+
+    score: float | None = None
+    """probability that the label of a query has at least; null = 0.8"""
+    overlap: float | None = None
+    """share of a query's mask that it must own, others being stronger in the rest; null = 0.8"""
+    least: float | None = None
+    """mask probability that the pixels of a segment have at least; null = 0.5 (Mask2Former); MaskFormer: 0"""
+
+    def __post_init__(self) -> None:
+        refuse_no_share(self, "score", "overlap", "least")
+
+
+@dataclass(frozen=True)
 class InferenceConfig:
     """How an image of any size is segmented. One ranking per image serves all its windows, scales and flips."""
 
@@ -164,6 +180,7 @@ class InferenceConfig:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     """average with the mirrored image"""
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
 
     def __post_init__(self) -> None:
         refuse_below(1, self, "short_side", "window")

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
+from kappaseg_core.segments import Segments
 from stage2_segmentation.config import InferenceConfig
 from stage2_segmentation.pixels import Axis, axis_weights, resized_axis
 from stage2_segmentation.query_maps import QueryPiece
 from stage2_segmentation.rank_maps import Piece, best_ranks
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, QueryPrediction, Seen
 
 WINDOWS_AT_ONCE = 4
 
@@ -36,7 +37,7 @@ class Network(Protocol):
 
     def look(self, images: Tensor) -> Seen: ...
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
+    def segment(self, seen: Seen, ranking: Ranking) -> AnyPrediction: ...
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Segmented:
     """One image, segmented. label_map: i64 [H, W].   ranking: of one image.
 
     label_scores: f32 [K] in [0, 1] of the network's label branch; None without one.
+    segments: of the objects and kinds of stuff, of a network that learns objects; None for another (objects.py).
     """
 
     label_map: Tensor
     ranking: Ranking
     label_scores: Tensor | None = None
+    segments: Segments | None = None
 
 
 def segmented(
@@ -161,7 +164,7 @@ def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size:
         )  # fmt: skip
 
 
-def in_cells(prediction: Prediction | QueryPrediction) -> Iterator[tuple[Tensor, Callable[..., Piece]]]:
+def in_cells(prediction: AnyPrediction) -> Iterator[tuple[Tensor, Callable[..., Piece]]]:
     """Of each image the cells f32 [h, w, n] and what makes a piece of them."""
     if isinstance(prediction, QueryPrediction):
         classes = prediction.class_logits.float().softmax(2)[..., :-1]

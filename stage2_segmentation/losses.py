@@ -11,17 +11,21 @@ from torch.autograd.function import once_differentiable
 
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
+from stage2_segmentation.nearest_loss import nearest_loss
 from stage2_segmentation.pixels import Axis, Strips, axis_weights, strips_of
-from stage2_segmentation.structures import Prediction
+from stage2_segmentation.structures import NearestPrediction, Prediction
 
 #: ranks that the kernel for GPUs holds at most
 KERNEL_RANKS = 1024
 
 
 def prediction_loss(
-    prediction: Prediction, mask: Tensor, ranking: Ranking, num_classes: int, *, cell: int, stride: int = 1
-) -> tuple[Tensor, dict[str, Tensor]]:
+    prediction: Prediction | NearestPrediction, mask: Tensor, ranking: Ranking, num_classes: int, *, cell: int,
+    stride: int = 1,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The loss of a host's prediction, and figures to watch, which are those of its main logits."""
+    if isinstance(prediction, NearestPrediction):
+        return nearest_loss(prediction, mask, ranking, num_classes, cell=cell, stride=stride)
     loss, figures = segmentation_loss(prediction.rank_logits, mask, ranking, num_classes, cell=cell, stride=stride)
     for extra in prediction.auxiliary:
         further, _ = segmentation_loss(extra.rank_logits, mask, ranking, num_classes, cell=extra.cell, stride=stride)

@@ -15,9 +15,9 @@ from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import PADDING_LOGIT, Ranking, complete_ranking
 from stage2_segmentation.branches import build_branch, class_table
 from stage2_segmentation.config import LabelsConfig, Stage2Config
-from stage2_segmentation.hosts import DecodesFirst, Host, build_host, wants_of
+from stage2_segmentation.hosts import DecodesFirst, Host, LearnsSegments, build_host, wants_of
 from stage2_segmentation.sources import ranks_of
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, Prediction, QueryPrediction, Seen
 
 
 class SegmentationModel(nn.Module):
@@ -47,7 +47,12 @@ class SegmentationModel(nn.Module):
         """Side of a cell of the logits, in pixels."""
         return cast(Host, self.host).cell
 
-    def forward(self, images: Tensor, ranking: Ranking) -> Prediction | QueryPrediction:
+    @property
+    def learns_objects(self) -> bool:
+        """Whether the host tells the objects of a label apart, and so is trained on segments."""
+        return isinstance(self.host, LearnsSegments) and self.host.learns_objects
+
+    def forward(self, images: Tensor, ranking: Ranking) -> AnyPrediction:
         return self.segment(self.look(images), ranking)
 
     def look(self, images: Tensor, labels: Tensor | None = None) -> Seen:
@@ -72,7 +77,7 @@ class SegmentationModel(nn.Module):
         seen: Seen = self.branch(self.host, maps[-1] if decoded is None else decoded.looked_at, classes, *only)
         return replace(seen, features=maps[-1], maps=tuple(maps), decoded=decoded)
 
-    def segment(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction:
+    def segment(self, seen: Seen, ranking: Ranking) -> AnyPrediction:
         """The host's prediction for the kept labels."""
         host = cast(Host, self.host)
         if self.all_labels is None or self.training:
@@ -81,7 +86,7 @@ class SegmentationModel(nn.Module):
         return picked(host(seen, every), ranking)
 
 
-def picked(prediction: Prediction | QueryPrediction, ranking: Ranking) -> Prediction | QueryPrediction:
+def picked(prediction: AnyPrediction, ranking: Ranking) -> AnyPrediction:
     """What a prediction for all K labels, in order of id, says of the labels of a ranking."""
     if isinstance(prediction, QueryPrediction):
         logits = prediction.class_logits

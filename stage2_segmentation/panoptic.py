@@ -21,6 +21,7 @@ from torch import Tensor
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, PADDING_LOGIT, Ranking
 from kappaseg_core.segments import VOID, Segments
+from stage2_segmentation.config import SegmentsConfig
 from stage2_segmentation.pixels import Axis, Strips, axis_weights, resized_axis, strips_of
 
 #: Mask probability from which a pixel is said to be in a query's mask.
@@ -52,6 +53,11 @@ class SegmentRule:
     score: float = 0.8
     overlap: float = 0.8
     least: float = INSIDE
+
+    @classmethod
+    def of(cls, config: SegmentsConfig) -> SegmentRule:
+        """The rule of the settings; what they leave open is as published."""
+        return cls(**{name: value for name, value in vars(config).items() if value is not None})
 
 
 @dataclass(frozen=True)

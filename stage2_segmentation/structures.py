@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from kappaseg_core.precision import full_precision
+from kappaseg_core.ranking import PADDING_LOGIT
 
 if TYPE_CHECKING:  # timm takes seconds to import, and most hosts do not need it
     from kappaseg_core.backbones.plain_vit import Begun
@@ -75,6 +79,33 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class NearestPrediction:
+    """Pixels and labels as points of one space, and how they are compared in training (hosts/nearest.py).
+
+    cells: f32 [B, D, h, w], in cells of the host's `cell` pixels.   rows: f32 [B, κ, D], of the ranks.
+    valid: bool [B, κ].   nearest, scale, margin: see the host's Options.
+    """
+
+    cells: Tensor
+    rows: Tensor
+    valid: Tensor
+    nearest: int
+    scale: float
+    margin: float
+    auxiliary: tuple[Auxiliary, ...] = ()
+
+    @property
+    def rank_logits(self) -> Tensor:
+        """f32 [B, κ, h, w], as of a Prediction: scale · (2⟨x, c⟩ - ‖c‖²), which is -scale · ‖x - c‖² but for a number
+        that is the same for all ranks. It is linear in x; so the largest one of a pixel, between cells too, is that of
+        the label nearest to it."""
+        with full_precision(self.cells.device):
+            products = torch.einsum("bkd,bdhw->bkhw", self.rows, self.cells)
+            logits = self.scale * (2 * products - self.rows.square().sum(2)[..., None, None])
+        return logits.masked_fill(~self.valid[..., None, None], PADDING_LOGIT)
+
+
+@dataclass(frozen=True)
 class QueryPrediction:
     """What a mask network predicts: Q masks, each with a label or none.
 
@@ -86,3 +117,7 @@ class QueryPrediction:
     class_logits: Tensor
     mask_logits: Tensor
     auxiliary: tuple[QueryPrediction, ...] = ()
+
+
+#: what a host may predict
+AnyPrediction = Prediction | NearestPrediction | QueryPrediction

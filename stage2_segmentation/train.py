@@ -18,20 +18,22 @@ from kappaseg_core.checkpoint import (
     start_from,
     start_run,
 )
+from kappaseg_core.errors import UserError
 from kappaseg_core.feeding import Examples, batches, lost_workers_told
 from kappaseg_core.files import no_empty_folders
 from kappaseg_core.label_counts import label_counts
 from kappaseg_core.loop import fit
 from kappaseg_core.placement import place
-from kappaseg_core.scenes import open_scenes
+from kappaseg_core.scenes import open_scenes, things_of
 from kappaseg_core.seeding import seed_of
 from kappaseg_core.structures import Batch, SceneSet
 from kappaseg_core.views import training_bank
-from stage2_segmentation.augment import TrainExamples
+from stage2_segmentation.augment import Target, TrainExamples
 from stage2_segmentation.branches import Branch
-from stage2_segmentation.config import Stage2Config
+from stage2_segmentation.config import AugmentConfig, InferenceConfig, Stage2Config
 from stage2_segmentation.evaluate import evaluate_model
 from stage2_segmentation.model import SegmentationModel, build_segmentation
+from stage2_segmentation.objects import refuse_several_views
 from stage2_segmentation.sources import Source, SourceInputs, build_source
 from stage2_segmentation.task import SegmentTask
 
@@ -47,10 +49,11 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
 
     torch.manual_seed(seed_of(config.loop.seed, "init"))
     model = build_segmentation(config, num_classes)
+    things = learnt_things(model, config.inference, train, val)
     start_from(model, config, train.class_names)
     run = start_run(
         folder or Path(config.out) / config.run_name, model="stage2_segmentation.model", config=config,
-        scenes=(train, val), here=here, rankings=train_source.fingerprint,
+        scenes=(train, val), here=here, things=things, rankings=train_source.fingerprint,
     )  # fmt: skip
     if run.is_complete:
         return run.summary()
@@ -58,12 +61,13 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
     with nothing_left_of_a_mistake(run), no_empty_folders(Path(config.out) / "features"), lost_workers_told():
         if model.branch is not None and config.labels.prior and config.init is None and not run.has_progress:
             cast(Branch, model.branch).set_prior(torch.from_numpy((label_counts(train) > 0).mean(0)))
-        examples: Examples = TrainExamples(train, config.augment, model.backbone.mean, model.backbone.std)
+        crops = training_crops(model, train, config.augment)
+        examples: Examples = crops
         if config.loop.cached_views and config.backbone.is_frozen:
-            examples = training_bank(config, "mask", examples, train, model.backbone, here)
+            examples = training_bank(config, crops.target, crops, train, model.backbone, here)
 
         def feed(first_step: int) -> Iterator[Batch]:
-            return batches(examples, "mask", config.loop, here, first_step=first_step)
+            return batches(examples, crops.target, config.loop, here, first_step=first_step)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             assert isinstance(network, SegmentationModel)
@@ -71,12 +75,38 @@ def train_segmentation(config: Stage2Config, folder: Path | None = None) -> Summ
 
         task = SegmentTask(
             model, train_source, num_classes, missed=config.source, labels=config.labels,
-            loss_stride=config.loss.stride,
+            loss_stride=config.loss.stride, things=None if things is None else torch.tensor(things),
         )  # fmt: skip
         return fit(
             task, feed, evaluate, optim=config.optim, loop=config.loop, run=run, place=here, metric="mIoU",
             spent_seconds=time.perf_counter() - started,
         )  # fmt: skip
+
+
+def learnt_things(model: SegmentationModel, inference: InferenceConfig, *splits: SceneSet) -> tuple[bool, ...] | None:
+    """Which labels are things, for a network that learns objects; None for another.
+
+    Raises UserError where a split tells no objects apart, or inference makes no segments.
+    """
+    if not model.learns_objects:
+        return None
+    refuse_several_views(inference)
+    return things_to_learn(*splits)
+
+
+def things_to_learn(*splits: SceneSet) -> tuple[bool, ...]:
+    """Which labels are things in the splits of one data set. Raises UserError where one tells no objects apart."""
+    try:
+        (things,) = {things_of(scenes) for scenes in splits}
+    except UserError as error:
+        raise UserError(f"host.options.target = objects, but {error}; or set host.options.target labels") from None
+    return things
+
+
+def training_crops(model: SegmentationModel, scenes: SceneSet, augment: AugmentConfig) -> TrainExamples:
+    """The crops that a network is trained on, with objects where it learns them."""
+    target: Target = "objects" if model.learns_objects else "mask"
+    return TrainExamples(scenes, augment, model.backbone.mean, model.backbone.std, target=target)
 
 
 def source_for(config: Stage2Config, scenes: SceneSet, *, at_test: bool) -> Source:

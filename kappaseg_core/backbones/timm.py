@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -85,10 +85,15 @@ class TimmNetwork(nn.Module):
         return self.stages is None and has_plain_blocks(self.model)
 
     @property
+    def called_apart(self) -> Sequence[nn.Module]:
+        """The blocks of a plain ViT, each of which `begin` calls by itself; none of others (see compiling)."""
+        model: Any = self.model
+        return tuple(model.blocks) if self.takes_tokens else ()
+
+    @property
     def depth(self) -> int:
         """Blocks of a plain ViT."""
-        model: Any = self.model
-        return len(model.blocks)
+        return len(self.called_apart)
 
     def begin(self, images: Tensor, last_blocks: int) -> Begun:
         """All blocks of a plain ViT but the last ones, on images (sides multiples of `unit`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -72,4 +72,4 @@ def below(prefix: str, rules: Collection[Rule], ours: str) -> list[Rule]:
             return None
         return ours + names if isinstance(names, str) else tuple(ours + name for name in names)
 
-    return [Rule(re.escape(prefix) + rule.theirs, moved(rule.ours), rule.why, rule.change) for rule in rules]
+    return [replace(rule, theirs=re.escape(prefix) + rule.theirs, ours=moved(rule.ours)) for rule in rules]

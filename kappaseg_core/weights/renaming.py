@@ -22,13 +22,14 @@ class Rule:
     theirs: regular expression for the whole name.   ours: our name, with \\1 … for its groups. Several: the tensor is
     cut along its first axis into as many equal parts, as a packed query-key-value matrix. None: it is dropped, and
     `why` says why nothing is lost. A name that ends in [0], [1], …: parts that are put together along the first axis.
-    change: what is done to the numbers first.
+    change: what is done to the numbers first.   cut: row at which it is cut into two parts, negative from the end.
     """
 
     theirs: str
     ours: str | tuple[str, ...] | None
     why: str = ""
     change: Change | None = None
+    cut: int | None = None
 
 
 @dataclass
@@ -64,17 +65,18 @@ def renamed(tensors: Mapping[str, Tensor], rules: Iterable[Rule]) -> Renamed:
             found.dropped.setdefault(rule.why, []).append(name)
         else:
             names = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
-            place(found, name, tensor, tuple(match.expand(ours) for ours in names), rule.change)
+            place(found, name, tensor, tuple(match.expand(ours) for ours in names), rule)
     return joined(found)
 
 
-def place(found: Renamed, name: str, tensor: Tensor, ours: tuple[str, ...], change: Change | None) -> None:
+def place(found: Renamed, name: str, tensor: Tensor, ours: tuple[str, ...], rule: Rule) -> None:
     if any(target in found.tensors for target in ours):
         found.unknown.append(name)
         return
     try:
-        changed = tensor if change is None else change(tensor)
-        parts = (changed,) if len(ours) == 1 else changed.tensor_split(len(ours))
+        changed = tensor if rule.change is None else rule.change(tensor)
+        where = len(ours) if rule.cut is None else (rule.cut,)
+        parts = (changed,) if len(ours) == 1 else changed.tensor_split(where)
     except (RuntimeError, IndexError):  # too few axes: `fitted` lists it with its shape
         parts = (tensor,) * len(ours)
     for target, part in zip(ours, parts, strict=True):

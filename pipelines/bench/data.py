@@ -23,7 +23,7 @@ from kappaseg_core.feeding import Examples, handovers, lost_workers_told
 from kappaseg_core.files import write_text
 from kappaseg_core.placement import Placement, place
 from kappaseg_core.progress import Meter
-from kappaseg_core.scenes import open_scenes
+from kappaseg_core.scenes import open_scenes, things_of
 from pipelines.bench.data_steps import step_seconds
 from pipelines.benchmark.inputs import machine
 from pipelines.tables import show_table
@@ -94,7 +94,8 @@ def measured(config: Stage1Config | Stage2Config, arguments: Namespace) -> dict[
         from pipelines.bench.data_network import network_rate
 
         loaded = next(handovers(examples, target, replace(config.loop, loader_workers=0), here))
-        needed = network_rate(config, scenes.class_names, loaded, here, NETWORK * seconds)
+        things = things_of(scenes) if target == "objects" else None
+        needed = network_rate(config, scenes.class_names, loaded, here, NETWORK * seconds, things=things)
     record = {
         "stage": 1 if isinstance(config, Stage1Config) else 2,
         "data": {"kind": config.data.kind, "root": config.data.root, "split": scenes.split, "images": len(scenes)},
@@ -113,8 +114,13 @@ def examples_of(config: Stage1Config | Stage2Config, scenes: Any) -> tuple[Examp
 
         return LabelExamples(scenes, config.augment, ANY_LOOK, ANY_LOOK), "labels"
     from stage2_segmentation.augment import TrainExamples as MaskExamples
+    from stage2_segmentation.hosts import learns_objects
+    from stage2_segmentation.train import things_to_learn
 
-    return MaskExamples(scenes, config.augment, ANY_LOOK, ANY_LOOK), "mask"
+    if not learns_objects(config.host.kind, config.host.options):
+        return MaskExamples(scenes, config.augment, ANY_LOOK, ANY_LOOK), "mask"
+    things_to_learn(scenes)
+    return MaskExamples(scenes, config.augment, ANY_LOOK, ANY_LOOK, target="objects"), "objects"
 
 
 def usual_workers() -> list[int]:

@@ -44,10 +44,14 @@ class AnyLabels:
 
 
 def network_rate(
-    config: Stage1Config | Stage2Config, class_names: tuple[str, ...], loaded: Handover, here: Placement, limit: float
-) -> float:
-    """Images per second of training steps on one micro-batch, over and over: the network and its optimiser alone."""
-    task = task_of(config, class_names).to(here.device).train()
+    config: Stage1Config | Stage2Config, class_names: tuple[str, ...], loaded: Handover, here: Placement, limit: float,
+    *, things: Sequence[bool] | None = None,
+) -> float:  # fmt: skip
+    """Images per second of training steps on one micro-batch, over and over: the network and its optimiser alone.
+
+    things: which labels are, for a network that learns objects.
+    """
+    task = task_of(config, class_names, things).to(here.device).train()
     optimizer = build_optimizer(task.parameter_groups(config.optim), config.optim)
     scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
     seconds: list[float] = []
@@ -65,7 +69,9 @@ def network_rate(
     return len(loaded.image_id) / statistics.median(seconds[1:])
 
 
-def task_of(config: Stage1Config | Stage2Config, class_names: tuple[str, ...]) -> Any:
+def task_of(
+    config: Stage1Config | Stage2Config, class_names: tuple[str, ...], things: Sequence[bool] | None = None
+) -> Any:
     """The task of a configuration with random weights; its rankings are drawn where they would come from elsewhere."""
     count = len(class_names)
     if isinstance(config, Stage1Config):
@@ -78,4 +84,7 @@ def task_of(config: Stage1Config | Stage2Config, class_names: tuple[str, ...]) -
     inputs = SourceInputs(kappa=kappa, class_names=class_names, splits={}, cache=Path(config.out) / "labels")
     own = config.source.train in ("joint", "complete", "oracle")
     source = build_source(config.source.train, inputs) if own else AnyLabels(kappa, count)
-    return SegmentTask(model, source, count, missed=config.source, labels=config.labels, loss_stride=config.loss.stride)
+    return SegmentTask(
+        model, source, count, missed=config.source, labels=config.labels, loss_stride=config.loss.stride,
+        things=None if things is None else torch.tensor(things),
+    )  # fmt: skip

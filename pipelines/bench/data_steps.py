@@ -78,8 +78,9 @@ def read(scenes: Any, index: int, laps: Laps) -> Scene:
     image = photo(data, f"image {scenes.image_ids[index]}")
     laps("photo: decode")
     mask = scenes.mask(index)
+    instances = None if getattr(scenes, "things", None) is None else scenes.instances(index)
     laps("labels: read, decode")
-    return Scene(image, mask, scenes.image_ids[index])
+    return Scene(image, mask, scenes.image_ids[index], instances)
 
 
 def together(samples: Sequence[Any], target: str, laps: Laps) -> None:

@@ -25,13 +25,11 @@ from kappaseg_core.config import build, refuse_below
 from kappaseg_core.errors import UserError
 from kappaseg_core.optim import Part, parameter_groups
 from kappaseg_core.ranking import complete_ranking
-from pipelines.bench.learning import autocast, learning, regions, untold
+from pipelines.bench.learning import PRESENT, autocast, learning, regions, untold
 from pipelines.bench.published_way import map_of_queries
 from pipelines.bench.variants import Variant
 
 FINEST = 4  # pixels per cell of the masks
-#: labels of a training image, about as many as images of COCO-Stuff have; the cost of matching depends on it
-PRESENT = 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def training(variant: Variant, model: Any, images: Tensor) -> Callable[[], objec
     The library's own image processor makes a mask for each label of an image while loading; that is no part of a step.
     """
     labels = torch.arange(min(PRESENT, variant.classes))
-    maps = regions(images, complete_ranking(len(images), variant.classes, images.device).top(PRESENT))
+    maps = regions(images, complete_ranking(len(images), variant.classes, images.device))
     masks = [(one == labels[:, None, None]).float() for one in maps]
 
     def loss() -> Tensor:

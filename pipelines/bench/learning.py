@@ -18,6 +18,8 @@ from kappaseg_core.optim import build_optimizer, clip_gradients
 from kappaseg_core.ranking import Ranking, to_label_space
 from pipelines.bench.variants import Variant
 
+#: labels of an image, about as many as photographs of COCO-Stuff show; what matches segments to queries depends on it
+PRESENT = 8
 #: told the name of the part that has just ended
 Mark = Callable[[str], None]
 
@@ -34,9 +36,9 @@ def autocast(variant: Variant) -> torch.autocast | ExitStack:
 
 
 def regions(images: Tensor, ranking: Ranking) -> Tensor:
-    """A label map i64 [B, H, W] of a few kept labels, in squares."""
+    """A label map i64 [B, H, W] of the first labels of each ranking, `PRESENT` of them, in squares."""
     height, width = images.shape[2:]
-    cells = torch.randint(ranking.kappa, (len(images), 1, 8, 8))
+    cells = torch.randint(min(PRESENT, ranking.kappa), (len(images), 1, 8, 8))
     ranks = nn.functional.interpolate(cells.float(), (height, width)).long()[:, 0]
     return to_label_space(ranks, ranking)
 
@@ -46,8 +48,8 @@ def learning(
 ) -> Callable[[], object]:
     """One step of the configured optimiser down the gradient of a loss.
 
-    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on, but for those
-    of single rows.
+    groups: of all that is trained (`parameter_groups`). Gradients are held from the first step on, but for those of
+    single rows.
     """
     optimizer = build_optimizer(groups, optim)
     for group in optimizer.param_groups:

@@ -19,8 +19,10 @@ from kappaseg_core.cost import Cost, Sizes, count
 from kappaseg_core.live_memory import LiveMemory
 from kappaseg_core.ranking import Ranking
 from pipelines.bench import eomt
+from pipelines.bench.learning import PRESENT
 from pipelines.bench.steps import built, network
 from pipelines.bench.variants import Variant
+from pipelines.imagined_segments import imagined_segments
 from stage2_segmentation import pixels
 
 #: memory of a process with its libraries before it builds a network: resident, and of the GPU
@@ -44,7 +46,7 @@ class Needs:
 
 def needs(variant: Variant) -> Needs:
     """One step is looked at, the first: what the optimiser makes in it counts as held and as made."""
-    with Unvalued(), strips_as_on(variant.device), LiveMemory() as live:
+    with Unvalued(), strips_as_on(variant.device), imagined_segments(PRESENT), LiveMemory() as live:
         step = built(replace(variant, device="meta"), lambda part: None)
         live.peak = before = live.bytes
         step()

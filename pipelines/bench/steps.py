@@ -27,7 +27,7 @@ from stage2_segmentation.inference import in_cells, segmented
 from stage2_segmentation.model import SegmentationModel, build_segmentation
 from stage2_segmentation.pixels import Axis, axis_weights
 from stage2_segmentation.rank_maps import best_ranks
-from stage2_segmentation.structures import Prediction, QueryPrediction
+from stage2_segmentation.structures import NearestPrediction, Prediction, QueryPrediction
 from stage2_segmentation.task import SegmentTask
 
 #: share of the training that lies behind: no warm-up any more
@@ -140,10 +140,12 @@ def watch(model: SegmentationModel, mark: Mark, *, alone: bool) -> None:
     model.host.register_forward_hook(ended("decoder", "loss"))
 
 
-def tensors_of(out: Tensor | Sequence[Tensor] | Prediction | QueryPrediction) -> list[Tensor]:
+def tensors_of(out: Tensor | Sequence[Tensor] | Prediction | QueryPrediction | NearestPrediction) -> list[Tensor]:
     """What a backbone's network gives, a map or several, or a host."""
     if isinstance(out, QueryPrediction):
         return [tensor for each in (out, *out.auxiliary) for tensor in (each.class_logits, each.mask_logits)]
+    if isinstance(out, NearestPrediction):
+        return [out.cells, out.rows]
     if isinstance(out, Prediction):
         return [out.rank_logits, *(each.rank_logits for each in out.auxiliary)]
     return [out] if isinstance(out, Tensor) else list(out)
@@ -207,7 +209,7 @@ def inference(
 def pixel_prediction(model: SegmentationModel, images: Tensor, ranking: Ranking) -> Prediction:
     """Of the networks that are computed in other ways, too (`variants.known_ways`)."""
     prediction = model(images, ranking)
-    assert isinstance(prediction, Prediction)
+    assert not isinstance(prediction, QueryPrediction)
     return prediction
 
 

@@ -15,15 +15,16 @@ from pipelines.benchmark.config import Settings
 from stage1_multilabel import augment as label_views
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import Stage1Config
-from stage2_segmentation import augment as mask_views
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.model import build_segmentation
+from stage2_segmentation.train import training_crops
 
 
 def compute_features(settings: Settings, *, target: str) -> Path:
     """The folder of the views' features, as a training with these settings would make it.
 
-    settings: of one of the networks.   target: what the views carry beside: "labels" (stage one) or "mask".
+    settings: of one of the networks.   target: what the views carry beside: "labels" (stage one), or "mask" and objects
+    where the network learns them.
     """
     return label_features(settings) if target == "labels" else mask_features(settings)
 
@@ -43,6 +44,7 @@ def mask_features(settings: Settings) -> Path:
     config = build(Stage2Config, settings)
     train = open_scenes(config.data, config.data.train)
     torch.manual_seed(seed_of(config.loop.seed, "init"))
-    trunk = build_segmentation(config, len(train.class_names)).backbone
-    views = mask_views.TrainExamples(train, config.augment, trunk.mean, trunk.std)
-    return training_bank(config, "mask", views, train, trunk, place(config.loop, to_train=True)).folder
+    network = build_segmentation(config, len(train.class_names))
+    views = training_crops(network, train, config.augment)
+    here = place(config.loop, to_train=True)
+    return training_bank(config, views.target, views, train, network.backbone, here).folder

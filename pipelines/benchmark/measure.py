@@ -25,8 +25,10 @@ from kappaseg_core.config import to_plain
 from kappaseg_core.errors import UserError
 from kappaseg_core.files import new_folder, write_text
 from kappaseg_core.label_counts import label_counts
+from kappaseg_core.panoptic_quality import PanopticSums
 from kappaseg_core.ranking import presence
-from kappaseg_core.scenes import open_scenes
+from kappaseg_core.scenes import open_scenes, things_of
+from kappaseg_core.segments import scene_segments
 from pipelines.benchmark.presence import Presence, presence_quality
 from pipelines.benchmark.records import finite
 from pipelines.benchmark.tally import Tally, histogram
@@ -78,7 +80,8 @@ def make_room(folder: Path) -> None:
 
 def passed(run: Opened, scores: Presence, *, maps: Path, shown: int) -> Tally:
     """The pass over the split; the label maps of the first images become pictures in `maps`."""
-    tally = Tally(len(run.scenes), len(run.class_names))
+    objects = PanopticSums(things_of(run.scenes)) if run.model.learns_objects else None
+    tally = Tally(len(run.scenes), len(run.class_names), objects)
     maps.mkdir()
     for index, scene, found in segmented_scenes(run.model, run.scenes, run.source, run.config.inference, run.here):
         mask = torch.from_numpy(scene.mask).long()
@@ -86,6 +89,8 @@ def passed(run: Opened, scores: Presence, *, maps: Path, shown: int) -> Tally:
         tally.add(
             index, mask=mask, label_map=found.label_map, ranking=found.ranking, scores=scores(scene, present, found)
         )
+        if objects is not None and found.segments is not None:
+            objects.update(found.segments, scene_segments(scene, objects.things))
         if index < shown:
             Image.fromarray(found.label_map.numpy().astype(np.uint16)).save(maps / map_name(index))
     return tally

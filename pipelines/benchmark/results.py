@@ -21,7 +21,7 @@ from pipelines.benchmark.claims import claims, roles
 from pipelines.benchmark.compare import Comparison
 from pipelines.benchmark.intervals import t_interval
 from pipelines.benchmark.records import Measured, Records, Value, finite, read_records
-from pipelines.benchmark.rows import GROUPS, MEASURES, Rows, frequency_groups, gathered
+from pipelines.benchmark.rows import GROUPS, MEASURES, PANOPTIC, Rows, frequency_groups, gathered
 
 #: measures of a scheme at another κ
 KAPPA_MEASURES = ("miou", "recall", "coverage", "class_coverage", "zero_iou_share", "pixel_accuracy", "kappa")
@@ -104,7 +104,7 @@ def mean_of(measure: str, values: Sequence[float]) -> Value:
     if not values:
         return {}
     found: Value = {measure: float(np.mean(values))}
-    if measure in MEASURES or measure.startswith(("miou_", "recall_")):
+    if measure in MEASURES or measure in PANOPTIC or measure.startswith(("miou_", "recall_")):
         interval = t_interval(values)
         found[f"{measure}_interval"] = None if interval is None else list(interval)
     return found

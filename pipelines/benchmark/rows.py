@@ -20,6 +20,8 @@ MEASURES = {
     "recall": "recall", "image_recall": "image_recall", "class_recall": "class_recall", "coverage": "pixel_coverage",
     "class_coverage": "class_coverage", "map": "mAP_raw", "map_envelope": "mAP_envelope",
 }  # fmt: skip
+#: the same below "panoptic", of networks that learn objects
+PANOPTIC = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ_things", "pq_stuff": "PQ_stuff"}
 #: classes by how many training images hold them, a third each
 GROUPS = ("rare", "common", "frequent")
 #: kind of step → what its cost is called
@@ -113,6 +115,8 @@ def measured_numbers(found: Measured) -> dict[str, float | None]:
     """The numbers of one measurement, the groups of classes and the ranking's curves among them."""
     values = found.values
     numbers = {name: values.get(key) for name, key in MEASURES.items()}
+    if segments := values.get("panoptic"):
+        numbers |= {name: segments[key] for name, key in PANOPTIC.items()}
     if values["presence"] != "truth":
         numbers["calibration_error"] = values["calibration"]["error"]
     for name, labels in frequency_groups(values).items():

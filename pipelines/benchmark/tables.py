@@ -33,6 +33,11 @@ def accuracy_table(results: Results) -> Table | None:
         "to baseline": lambda entry: points(entry["miou_difference"]),
         "95 % over images": over_images,
         "mIoU in truth": share("miou_in_truth"),
+        "PQ": share("pq"),
+        "PQ, things": share("pq_things"),
+        "PQ, stuff": share("pq_stuff"),
+        "SQ": share("sq"),
+        "RQ": share("rq"),
         "mAP": share("map"),
         "label recall": share("recall"),
         "pixel coverage": share("coverage"),
@@ -46,6 +51,8 @@ def accuracy_table(results: Results) -> Table | None:
         "are among the labels kept; no pixel accuracy exceeds the coverage. Classes never right: IoU 0, of those in "
         "the truth."
     )
+    if any("pq" in entry for entry in results["schemes"].values()):
+        note += " PQ, SQ, RQ: panoptic, segmentation and recognition quality of the segments, of networks of objects."
     return by_scheme(results, f"{results['data']['images'] or 0:,} validation images, %", found, note)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kappaseg_core.metrics import ConfusionSums
+from kappaseg_core.panoptic_quality import PanopticSums
 from kappaseg_core.ranking import Ranking
 
 
@@ -22,10 +23,11 @@ class Tally:
 
     right, predicted, truth: i64 [N, K], pixels; those without a label in the truth count nowhere.
     kept: bool [N, K], the labels that the network chose among.   scores: f32 [N, K], presence scores.
+    objects: the segments' sums, of a network that learns objects; whoever makes the pass adds to them.
     """
 
-    def __init__(self, images: int, num_classes: int) -> None:
-        self.images, self.num_classes = images, num_classes
+    def __init__(self, images: int, num_classes: int, objects: PanopticSums | None = None) -> None:
+        self.images, self.num_classes, self.objects = images, num_classes, objects
         self.right, self.predicted, self.truth = torch.zeros(3, images, num_classes, dtype=torch.int64).unbind()
         self.kept = torch.zeros(images, num_classes, dtype=torch.bool)
         self.scores = torch.zeros(images, num_classes)
@@ -44,6 +46,7 @@ class Tally:
         mIoU … zero_iou_share: as stage2_segmentation.evaluate.Evaluation has them.   recall: labels kept / labels
         present; image_recall: the same per image, class_recall: per label, and then the mean.   pixel_coverage,
         class_coverage: share of the pixels whose label was kept, and its mean over labels, which no mIoU exceeds.
+        panoptic: PanopticSums.summary, or None.
         """
         sums = ConfusionSums(self.num_classes)
         sums.right, sums.predicted, sums.truth = self.right.sum(0), self.predicted.sum(0), self.truth.sum(0)
@@ -52,6 +55,7 @@ class Tally:
         recall, coverage = hits.sum(0) / present.sum(0), covered.sum(0) / self.truth.sum(0)
         by_image = hits.sum(1) / present.sum(1)
         return {
+            "panoptic": None if self.objects is None else self.objects.summary(),
             "images": self.images, "mIoU": scores["mIoU"], "mIoU_in_truth": scores["mIoU_in_truth"],
             "pixel_accuracy": scores["pixel_accuracy"], "mean_class_accuracy": scores["class_accuracy"],
             "zero_iou_share": scores["zero_iou"], "labels_in_truth": scores["labels_in_truth"],

@@ -18,9 +18,9 @@ from kappaseg_core.label_sample import LabelSample
 from kappaseg_core.live_memory import LiveMemory, imagined
 from kappaseg_core.optim import build_optimizer
 from kappaseg_core.ranking import OwnRanking, Ranking, to_rank_space
-from kappaseg_core.segments import Segments
 from kappaseg_core.structures import Batch
 from kappaseg_core.views import GROUP
+from pipelines.imagined_segments import imagined_segments
 from pipelines.plan.fingerprint import Fingerprint
 from stage1_multilabel.classifier import Classifier, build_classifier
 from stage1_multilabel.config import Stage1Config
@@ -31,12 +31,10 @@ from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.hosts import LearnsSegments
 from stage2_segmentation.inference import WINDOWS_AT_ONCE, corners
 from stage2_segmentation.losses import UpsampledCrossEntropy
-from stage2_segmentation.mask_losses import Truth
 from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
 from stage2_segmentation.pixels import Axis, axis_weights
-from stage2_segmentation.query_loss import Pairs
 from stage2_segmentation.sources import ranks_of
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import QueryPrediction, Seen
 from stage2_segmentation.task import SegmentTask
 
 Config = Stage1Config | Stage2Config
@@ -87,25 +85,10 @@ def samples_of(data: Fingerprint) -> Iterator[None]:
         wanted = labels if negatives is None else negatives + math.ceil(images * data.labels_mean)
         return None if wanted >= labels else LabelSample(torch.arange(wanted), torch.ones(wanted))
 
-    count = max(1, math.ceil(data.labels_mean))
-
-    def segments(task: SegmentTask, batch: Batch) -> list[Segments]:
-        assert batch.mask is not None
-        labels = torch.zeros(count, dtype=torch.int64)
-        return [Segments(mask.int(), labels, labels.bool()) for mask in batch.mask]
-
-    def kept(found: Segments, labels: Tensor, valid: Tensor) -> Truth:
-        return Truth(found.map, torch.arange(1, count + 1, dtype=torch.int32), found.labels)
-
-    def assigned(costs: Sequence[Tensor]) -> Pairs:
-        return [(torch.arange(min(each.shape)), torch.arange(min(each.shape))) for each in costs]
-
     with ExitStack() as stack:
         for task in ("stage1_multilabel.task", "stage2_segmentation.task"):
             stack.enter_context(patch(f"{task}.draw_labels", draw))
-        stack.enter_context(patch.object(SegmentTask, "segments", segments))
-        for name, given in (("kept_truth", kept), ("assigned", assigned), ("kept_shares", lambda *_: {})):
-            stack.enter_context(patch(f"stage2_segmentation.query_loss.{name}", given))
+        stack.enter_context(imagined_segments(max(1, math.ceil(data.labels_mean))))
         yield
 
 
@@ -158,7 +141,7 @@ class ImaginedTask(SegmentTask):
         assert batch.mask is not None
         ranking = self.ranking_for(seen, batch)
         prediction = self.model.segment(replace(seen, progress=batch.progress), ranking)
-        assert isinstance(prediction, Prediction)
+        assert not isinstance(prediction, QueryPrediction)
         loss = self.loss_of(prediction.rank_logits, self.model.cell, batch.mask, ranking)
         for extra in prediction.auxiliary:
             loss = loss + extra.weight * self.loss_of(extra.rank_logits, extra.cell, batch.mask, ranking)

@@ -24,7 +24,7 @@ from kappaseg_core.config import build
 from kappaseg_core.parts import kinds_of, part
 from kappaseg_core.ranking import Ranking
 from kappaseg_core.segments import Segments
-from stage2_segmentation.structures import Decoded, Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, Decoded, QueryPrediction, Seen
 
 
 class Host(Protocol):
@@ -32,7 +32,7 @@ class Host(Protocol):
 
     cell: int
 
-    def __call__(self, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction: ...
+    def __call__(self, seen: Seen, ranking: Ranking) -> AnyPrediction: ...
 
 
 @runtime_checkable
@@ -80,6 +80,11 @@ def wants_of(kind: str, options: dict[str, Any] | None = None) -> Wants:
     module, settings = settings_of(kind, options)
     wants: Wants = module.wants(settings) if hasattr(module, "wants") else Wants()
     return wants
+
+
+def learns_objects(kind: str, options: dict[str, Any] | None = None) -> bool:
+    """What `learns_objects` of the host `kind` will be, without building it. Raises UserError."""
+    return getattr(settings_of(kind, options)[1], "target", "labels") == "objects"
 
 
 def settings_of(kind: str, options: dict[str, Any] | None) -> tuple[Any, Any]:

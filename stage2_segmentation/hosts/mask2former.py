@@ -78,6 +78,8 @@ def wants(options: Options) -> Wants:
 class Mask2Former(QueryHost):
     """What was seen of B images and their ranking → class and mask logits of Q queries, in cells of the finest map."""
 
+    predicts_first = True
+
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         rule = LossRule(
             options.class_weight, options.mask_weight, options.dice_weight, options.no_object,
@@ -89,6 +91,8 @@ class Mask2Former(QueryHost):
         config = decoder_config(options, [shape.stride for shape in self.shapes])
         self.heads = options.heads
         pixel_decoder: Any = parts.Mask2FormerPixelDecoder(config, [shape.channels for shape in self.shapes])
+        # transformers makes this one on the CPU whatever the device at hand is, and without numbers
+        pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
         self.positions = pixel_decoder.position_embedding = Positions(options.width)
         # transformers makes this one on the CPU, whatever device torch was told to build on
         pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
@@ -104,7 +108,8 @@ class Mask2Former(QueryHost):
         start_convolutions(pixel_decoder)
         start_matrices(pixel_decoder.input_projections)
         start_matrices(pixel_decoder.encoder)
-        nn.init.normal_(pixel_decoder.level_embed)
+        shape = pixel_decoder.level_embed.shape  # transformers makes it on the CPU, whatever device is asked for
+        pixel_decoder.level_embed = nn.Parameter(torch.randn(shape))
         for layer in pixel_decoder.encoder.layers:
             start_deformable(layer.self_attn)
         start_matrices(self.transformer_module.decoder.layers)
@@ -120,7 +125,7 @@ class Mask2Former(QueryHost):
             places.append(self.positions(cells.shape, cells.device, cells.dtype).flatten(2).permute(2, 0, 1))
             shrunk.append(F.interpolate(pixels.detach(), cells.shape[2:], mode="bilinear"))
         asked, first = (
-            table.weight[:, None].expand(-1, len(pixels), -1)
+            table.weight[:, None].repeat(1, len(pixels), 1)
             for table in (module.queries_embedder, module.queries_features)
         )
         states = [first]

@@ -72,6 +72,8 @@ def wants(options: Options) -> Wants:
 class MaskFormer(QueryHost):
     """What was seen of B images and their ranking → class and mask logits of Q queries, in cells of the finest map."""
 
+    predicts_first = False  # queries start from zero, so that all would say the same
+
     def __init__(self, options: Options, *, num_classes: int, maps: Sequence[MapShape], kappa: int) -> None:
         rule = LossRule(
             options.class_weight, options.mask_weight, options.dice_weight, options.no_object, WholeMasks()

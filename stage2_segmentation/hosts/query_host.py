@@ -77,8 +77,10 @@ class QueryHost(nn.Module):
 
     cell: side of a cell of the masks in pixels.   seen_channels: of what a label branch looks at.
     learns_objects: whether a segment of a thing is one object, or all pixels of a label are one segment.
+    predicts_first: whether queries predict before the first layer as well.
     """
 
+    predicts_first: bool
     pixel_decoder: Any
     transformer_module: Any
 
@@ -110,7 +112,8 @@ class QueryHost(nn.Module):
         """
         levels: list[Tensor] = self.levels(maps)
         pixels, states = self.run(whole_cells(levels, [shape.stride for shape in self.shapes]))
-        normed = [self.normed(state) for state in (states if self.training else states[-1:])]
+        first = 0 if self.predicts_first else 1
+        normed = [self.normed(state) for state in (states[first:] if self.training else states[-1:])]
         height, width = levels[0].shape[2:]
         masks = (product_of_masks(self.embedded(queries), pixels) for queries in normed)
         return Decoded(

@@ -23,7 +23,7 @@ from kappaseg_core.segments import segments_of
 from stage2_segmentation import hosts
 from stage2_segmentation.hosts import DecodesFirst, LearnsSegments, build_host, host_kinds, wants_of
 from stage2_segmentation.losses import prediction_loss
-from stage2_segmentation.structures import Prediction, QueryPrediction, Seen
+from stage2_segmentation.structures import AnyPrediction, QueryPrediction, Seen
 from tests.tensors import PRIME, Created
 
 K, CHANNELS, TRAINED = 5, 8, 3  # labels, channels of a map, ranks that the scale has parameters for
@@ -158,8 +158,8 @@ def decoded(host: nn.Module, seen: Seen) -> Seen:
     return replace(seen, decoded=host.decode(seen.maps)) if isinstance(host, DecodesFirst) else seen
 
 
-def predicted(host: nn.Module, seen: Seen, ranking: Ranking) -> Prediction | QueryPrediction:
-    found: Prediction | QueryPrediction = host(decoded(host, seen), ranking)
+def predicted(host: nn.Module, seen: Seen, ranking: Ranking) -> AnyPrediction:
+    found: AnyPrediction = host(decoded(host, seen), ranking)
     return found
 
 
@@ -167,12 +167,12 @@ def logits_of(host: nn.Module, seen: Seen, ranking: Ranking) -> Tensor:
     return maps_of(predicted(host, seen, ranking))[0]
 
 
-def maps_of(prediction: Prediction | QueryPrediction) -> list[Tensor]:
+def maps_of(prediction: AnyPrediction) -> list[Tensor]:
     """A map per rank, [B, κ, h, w], of the prediction and of what is auxiliary to it.
 
     Of queries those of the scores that pixels are labelled by, padding ranks marked like those of other hosts.
     """
-    if isinstance(prediction, Prediction):
+    if not isinstance(prediction, QueryPrediction):
         return [prediction.rank_logits, *(extra.rank_logits for extra in prediction.auxiliary)]
     found = []
     for each in (prediction, *prediction.auxiliary):
@@ -191,17 +191,17 @@ def placed_of(host: nn.Module, seen: Seen, ranking: Ranking) -> Tensor:
     return found.mask_logits if isinstance(found, QueryPrediction) else found.rank_logits
 
 
-def tensors_of(prediction: Prediction | QueryPrediction) -> list[Tensor]:
+def tensors_of(prediction: AnyPrediction) -> list[Tensor]:
     """All that the loss is computed from."""
-    if isinstance(prediction, Prediction):
+    if not isinstance(prediction, QueryPrediction):
         return maps_of(prediction)
     return [t for each in (prediction, *prediction.auxiliary) for t in (each.class_logits, each.mask_logits)]
 
 
 def loss_of(
-    host: nn.Module, prediction: Prediction | QueryPrediction, mask: Tensor, ranking: Ranking
+    host: nn.Module, prediction: AnyPrediction, mask: Tensor, ranking: Ranking
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    if isinstance(prediction, Prediction):
+    if not isinstance(prediction, QueryPrediction):
         return prediction_loss(prediction, mask, ranking, K, cell=host.cell)  # type: ignore[arg-type]
     assert isinstance(host, LearnsSegments)
     torch.manual_seed(0)  # of the points that masks are compared at
@@ -384,7 +384,7 @@ def test_a_batch_without_a_label_teaches_nothing(made: Made) -> None:
     loss, figures = loss_of(host, prediction, mask, ranking)
     loss.backward()
     assert figures["kept"].item() == 0
-    if isinstance(prediction, Prediction):
+    if not isinstance(prediction, QueryPrediction):
         assert loss.item() == 0
         assert all(p.grad is None or (p.grad == 0).all() for p in host.parameters())
     else:

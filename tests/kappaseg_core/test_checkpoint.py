@@ -220,3 +220,16 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert not (tmp_path / "bank").exists()
     assert [p.name for p in (tmp_path / "bank").iterdir()] == ["part"]
     assert [p.name for p in tmp_path.iterdir()] == ["bank"]
+
+
+def test_a_run_says_which_classes_have_objects_where_it_learns_them(tmp_path: Path) -> None:
+    def begin(things: tuple[bool, ...] | None) -> RunDirectory:
+        return open_run(tmp_path / "run", model="the.model", config=CONFIG, class_names=NAMES, inputs={}, things=things)
+
+    run = begin((False, True))
+    assert read_record(run.path)["things"] == ["dog"]
+    run.save_state(State(1, {}))
+    with pytest.raises(UserError, match=r"things is \['dog'\] there, \['cat', 'dog'\] here"):
+        begin((True, True))
+    with pytest.raises(UserError, match=r"things is \['dog'\] there, None here"):
+        begin(None)

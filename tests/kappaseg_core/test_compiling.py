@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from kappaseg_core.backbones import build_backbone
+from kappaseg_core.backbones import Backbone, Wants, build_backbone
 from kappaseg_core.checkpoint import RunDirectory
 from kappaseg_core.compiling import compile_parts
 from kappaseg_core.config import BackboneConfig
@@ -73,6 +73,56 @@ def test_all_maps_of_a_backbone_come_from_its_compiled_network(calls: list[str])
     compile_parts(nn.ModuleDict({"backbone": backbone}))
     backbone.maps(torch.randn(1, 3, 32, 32))
     assert calls == [type(backbone.network).__name__]
+
+
+VIT = BackboneConfig(name="vit_tiny_patch16_224", options={"img_size": 32, "depth": 3, "embed_dim": 8, "num_heads": 2})
+
+
+def test_blocks_that_others_begin_or_end_are_compiled_one_by_one(calls: list[str]) -> None:
+    """The host of `last_blocks` runs two of the three; `with_tokens` all of them."""
+    backbone, image = build_backbone(VIT, wants=Wants(last_blocks=2)), torch.randn(1, 3, 32, 32)
+    compile_parts(nn.ModuleDict({"backbone": backbone}))
+    begun = backbone.begin(image)
+    assert calls == ["Block"]
+    begun.through(1, begun.through(0, begun.tokens))
+    assert calls == ["Block"] * 3
+    backbone.with_tokens(image, torch.randn(2, 8))
+    assert calls == ["Block"] * 6
+
+
+@pytest.mark.usefixtures("broken_compiler")
+def test_a_compiler_that_fails_on_a_block_is_not_asked_for_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = build_backbone(VIT, wants=Wants(last_blocks=1))
+    compile_parts(nn.ModuleDict({"backbone": backbone}))
+    backbone.begin(torch.randn(1, 3, 32, 32))
+    said = [line for line in capsys.readouterr().err.splitlines() if "loop.compile" in line]
+    assert said == ["loop.compile: backbone is computed without the compiler, which failed: no C++ compiler found"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_compiled_plain_vit_gives_the_same_gradients_as_a_whole_and_block_by_block(
+    left: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    backbone, image = build_backbone(VIT, wants=Wants(last_blocks=left)), torch.randn(2, 3, 32, 48)
+    found = []
+    for step in range(2):
+        backbone.zero_grad()
+        features = backbone(image) if not left else with_further(backbone, image)
+        (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+        found.append({name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None})
+        if step == 0:
+            compile_parts(nn.ModuleDict({"backbone": backbone}))
+    assert "loop.compile" not in capsys.readouterr().err
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+def with_further(backbone: Backbone, image: Tensor) -> Tensor:
+    """The tokens of a backbone whose last two blocks are run here, with three further ones."""
+    begun = backbone.begin(image)
+    return begun.norm(begun.through(1, begun.through(0, begun.joined(torch.ones(2, 3, 8)))))
 
 
 def test_only_calls_that_record_a_gradient_are_compiled(calls: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kappaseg_core.class_rows import class_tables, rows_of
+from kappaseg_core.compiling import compile_parts
 from kappaseg_core.config import OptimConfig
 from kappaseg_core.optim import Part, build_optimizer, clip_gradients, parameter_groups, set_rate
 
@@ -167,3 +168,18 @@ def test_state_is_taken_up_again_to_the_bit(kind: str) -> None:
         again.step(labels)
     found: dict[str, Any] = again.rows()
     assert all(torch.equal(value, found[name]) for name, value in whole.rows().items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_tables_that_name_rows_are_read_where_the_rest_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[list[Tensor]] = []
+    for compiled in (False, True):
+        training = Training("adamw", selected=True)
+        if compiled:
+            compile_parts(nn.ModuleDict({"network": training.network}))
+        training.step([[1, 3], [3, 5]])
+        assert training.network.table.grad is not None and training.network.table.grad.is_sparse
+        found.append([p.detach() for p in training.network.parameters()])
+    assert "loop.compile" not in capsys.readouterr().err
+    torch.testing.assert_close(found[1], found[0])

@@ -27,6 +27,8 @@ from stage2_segmentation.model import build_segmentation
 from tests.weights import published
 from tests.weights.folders import folder_of
 from tests.weights.published import State, shaken
+from tests.weights.test_hf_eomt import eomt
+from tests.weights.test_hf_queries import maskformer
 from tests.weights.test_hf_upernet import upernet
 from tests.weights.test_vit import augreg_arrays
 
@@ -113,18 +115,19 @@ def test_an_imported_baseline_is_evaluated_with_all_labels_and_with_other_rankin
     assert len(list(Path("new/stage2-baseline").glob("evaluation-*.json"))) == 3
 
 
+@pytest.mark.parametrize("make", [upernet, maskformer])
 def test_a_network_of_transformers_is_evaluated_with_all_labels_and_with_other_rankings(
-    files: Any, capsys: pytest.CaptureFixture[str]
+    files: Any, capsys: pytest.CaptureFixture[str], make: Any
 ) -> None:
     """Its classes are the data set's in another order, and one more: rows go by name."""
-    folder_of(upernet(id2label=dict(enumerate(("boat", "car", "tree", "sky", "road")))), Path("theirs"))
-    ran(capsys, "import-weights", "hf", "theirs", "new/stage2-upernet", "--transfer-to", "data/classes.txt",
-        "--inference.short_side", "32")  # fmt: skip
+    folder_of(make("resnet", id2label=dict(enumerate(("boat", "car", "tree", "sky", "road")))), Path("theirs"))
+    ran(capsys, "import-weights", "hf", "theirs", "new/stage2-theirs", "--transfer-to", "data/classes.txt",
+        "--inference.short_side", "32", "--augment.crop", "32")  # fmt: skip
     for source in ("complete", "oracle", "cache"):
         cache = ("--source.cache", "out/labels", "--source.test_kappa", "2") if source == "cache" else ()
-        ran(capsys, "evaluate", "new/stage2-upernet", *EVALUATE, "--source.test", source, *cache)
-    assert len(list(Path("new/stage2-upernet").glob("evaluation-*.json"))) == 3
-    assert "v0.jpg" in ran(capsys, "predict", "new/stage2-upernet", "data/images/v0.jpg")
+        ran(capsys, "evaluate", "new/stage2-theirs", *EVALUATE, "--source.test", source, *cache)
+    assert len(list(Path("new/stage2-theirs").glob("evaluation-*.json"))) == 3
+    assert "v0.jpg" in ran(capsys, "predict", "new/stage2-theirs", "data/images/v0.jpg")
 
 
 def test_an_imported_classifier_ranks_a_data_set_and_single_images(
@@ -157,6 +160,28 @@ def test_training_goes_on_from_an_imported_network(files: Any, capsys: pytest.Ca
     before, _ = load_model("new/stage2-joint")
     after, record = load_model("more/stage2-joint")
     assert record["inputs"]["init"] and "imported" not in record["inputs"]
+    for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-6, msg=name)
+
+
+def test_training_starts_from_the_blocks_and_masks_of_an_eomt(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(eomt(), Path("theirs"))
+    words = ("import-weights", "hf", "theirs", "new/stage2-eomt", "--transfer-to", "data/classes.txt")
+    ran(capsys, *words, "--augment.crop", "32", "--augment.short_side", "32", "--source.train", "oracle")
+    loop = ("--loop.steps", "1", "--loop.batch_size", "2", "--optim.lr", "1e-12", "--optim.weight_decay", "0")
+    ran(
+        capsys,
+        "run-stage2",
+        "new/stage2-eomt",
+        "--init",
+        "new/stage2-eomt",
+        "--data.root",
+        "data",
+        "--out",
+        "more",
+        *loop,
+    )
+    before, after = (load_model(f"{out}/stage2-{name}")[0] for out, name in (("new", "eomt"), ("more", "oracle")))
     for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-6, msg=name)
 

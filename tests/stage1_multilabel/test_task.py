@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kappaseg_core.class_rows import class_tables, give_rows
 from kappaseg_core.config import LabelLossConfig, OptimConfig, build
 from kappaseg_core.errors import UserError
 from kappaseg_core.label_heads import Shortlisted, build_head
@@ -122,10 +123,25 @@ def test_the_layer_that_picks_learns_from_all_labels_where_the_head_does_not() -
     assert not torch.allclose(sampled["model.head.then.weight"], whole["model.head.then.weight"])
 
 
+@pytest.mark.parametrize("preset", HEADS)
+def test_tables_name_the_rows_of_the_sampled_labels_and_have_the_same_gradients(preset: str) -> None:
+    """What optim.selected_rows asks for."""
+    found = []
+    for told in (False, True):
+        task = task_for(preset, negatives=2)
+        give_rows(class_tables(task) if told else ())
+        torch.manual_seed(2)
+        found.append(gradients(task)[1])
+    named = {name for name, gradient in found[1].items() if gradient.is_sparse}
+    assert named == {name for name, p in task.named_parameters() if p.shape[0] == K}
+    torch.testing.assert_close(found[0], {name: gradient.to_dense() for name, gradient in found[1].items()})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"loss": {"negatives": 0}}, "loss.negatives = 0, wanted at least 1"),
+        ({"optim": {"selected_rows": True}}, "optim.selected_rows = true, but loss.negatives = null learns all labels"),
         ({"loss": {"negatives": 5}, "head": {"self_attention": "all"}}, "loss.negatives = 5, but with self_att"),
         ({"loss": {"negatives": 5}, "head": {"preset": "group"}}, "loss.negatives = 5, but preset = group has"),
         ({"head": {"shortlist": 5, "self_attention": "not_first"}}, "head.shortlist = 5, but with self_att"),

@@ -39,7 +39,7 @@ class Reader(nn.Module):
     cell = 1
     backbone = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(0.1, 0.1, 0.1))
 
-    branch = None
+    branch, learns_objects = None, False
 
     def look(self, images: Tensor) -> Seen:
         return Seen(images)

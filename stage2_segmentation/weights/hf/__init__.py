@@ -13,11 +13,13 @@ from collections.abc import Callable
 from kappaseg_core.errors import UserError
 from kappaseg_core.weights.layout import Layout
 from kappaseg_core.weights.snapshot import CONFIG, Snapshot
-from stage2_segmentation.weights.hf import beit, eomt, upernet
+from stage2_segmentation.weights.hf import beit, eomt, mask2former, maskformer, upernet
 
 ARCHITECTURES: dict[str, Callable[[Snapshot], Layout]] = {
     "UperNetForSemanticSegmentation": upernet.layout,
     "BeitForSemanticSegmentation": beit.layout,
+    "MaskFormerForInstanceSegmentation": maskformer.layout,
+    "Mask2FormerForUniversalSegmentation": mask2former.layout,
     "EomtForUniversalSegmentation": eomt.layout,
 }
 

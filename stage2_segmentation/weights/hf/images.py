@@ -11,8 +11,15 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 def colours(preprocessing: Mapping[str, Any], published: tuple[list[float], list[float]]) -> dict[str, Any]:
     """backbone.mean and backbone.std of the folder, or the published ones where it does not say them."""
+    if not preprocessing.get("do_normalize", True):
+        return {"backbone.mean": [0.0] * 3, "backbone.std": [1.0] * 3}
     mean, std = preprocessing.get("image_mean", published[0]), preprocessing.get("image_std", published[1])
-    return {"backbone.mean": list(mean), "backbone.std": list(std)}
+    return {"backbone.mean": of_rgb(mean), "backbone.std": of_rgb(std)}
+
+
+def of_rgb(value: Any) -> list[float]:
+    """One number for each colour, where it is one for all."""
+    return [float(number) for number in value] if isinstance(value, list | tuple) else [float(value)] * 3
 
 
 def side_of(size: Any) -> int | None:

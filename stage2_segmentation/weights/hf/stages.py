@@ -14,6 +14,7 @@ from kappaseg_core.weights.snapshot import Snapshot
 from kappaseg_core.weights.vit import MODEL
 
 BACKBONES: dict[str, Any] = {"swin": swin, "maskformer-swin": swin, "convnext": convnext, "resnet": resnet}
+NORM_EPS = 1e-5  # of the hosts, unless told
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -42,7 +43,8 @@ def stages_of(snapshot: Snapshot, prefix: str) -> Stages:
     told["host.options.norm_stages"] = module.EPS is not None
     if module.EPS is None:
         return Stages(told, tuple(below(prefix, module.RULES, MODEL)))
-    told["host.options.norm_eps"] = module.EPS
+    if module.EPS != NORM_EPS:
+        told["host.options.norm_eps"] = module.EPS
     norms = [
         linear(rf"{re.escape(prefix)}hidden_states_norms\.(?:stage{n + 1}|{n})", f"host.levels.norms.{n}")
         for n in range(len(STAGES) - 1)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from kappaseg_core.config import BackboneConfig
 from pipelines.bench.floor import Rates, floor_seconds, moved, rates
 from pipelines.bench.needs import LIBRARIES_MIB, flops, needs
 from pipelines.bench.variants import Variant
 from stage2_segmentation import pixels
+from stage2_segmentation.config import HostConfig
 
 
 def test_all_labels_upsampled_need_three_maps_of_each_and_kept_ones_nothing(tiny: Variant) -> None:
@@ -28,6 +30,16 @@ def test_attention_in_steps_needs_all_of_its_weights(tiny: Variant) -> None:
     published = replace(tiny, way="published", kappa=None, classes=2000, train=False)
     weights = tiny.images * 2 * (2000 + 8 * 8) ** 2 * 4 / 2**20  # two heads
     assert needs(published).step > needs(replace(published, way="plain")).step + 0.9 * weights
+
+
+@pytest.mark.parametrize(("kind", "more"), [("maskformer", {}), ("mask2former", {"encoder_layers": 1, "points": 64})])
+def test_segments_and_their_matching_are_imagined(tiny: Variant, kind: str, more: dict[str, int]) -> None:
+    pytest.importorskip("transformers")
+    options = {"queries": 4, "width": 32, "layers": 1, "heads": 2, "ffn": 8, "norm_stages": False, **more}
+    config = replace(tiny.config, backbone=BackboneConfig(name="resnet10t"), host=HostConfig(kind, options))
+    trained = replace(tiny, config=config, size=64)
+    assert 0 < needs(replace(trained, train=False)).step < needs(trained).step
+    assert needs(replace(trained, images=32)).step > needs(trained).step
 
 
 def test_using_a_network_needs_no_more_than_training_it(tiny: Variant) -> None:

@@ -13,6 +13,8 @@ from kappaseg_core.config import BackboneConfig
 from kappaseg_core.products import is_ours
 from kappaseg_core.ranking import complete_ranking, to_rank_space, top_kappa
 from pipelines.bench import steps
+from pipelines.bench.learning import PRESENT
+from pipelines.bench.needs import needs
 from pipelines.bench.published_way import (
     NOT_KEPT,
     attention_in_steps,
@@ -68,6 +70,40 @@ def test_hosts_with_auxiliary_logits_and_several_maps_have_parts_too(tiny: Varia
     steps.built(replace(tiny, config=config, way=WAYS[way].way, kappa=kappa), marked.append)()
     back = ["loss, backward", "decoder, backward", "backbone, backward"]
     assert marked == ["optimiser", "backbone", "decoder", "loss", *back, "optimiser"]
+
+
+@pytest.mark.parametrize("way", ["published", "ours"])
+def test_a_host_of_points_has_parts_too(tiny: Variant, way: str) -> None:
+    config = replace(tiny.config, host=HostConfig(kind="nearest", options={"width": 3, "nearest": 2}))
+    marked: list[str] = []
+    steps.built(replace(tiny, config=config, way=WAYS[way].way), marked.append)()
+    assert marked[:4] == ["optimiser", "backbone", "decoder", "loss"] and marked.count("optimiser") == 2
+
+
+def test_an_optimiser_of_selected_rows_changes_those_of_the_kept_labels(
+    tiny: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All where no label is chosen; and what is needed is estimated with all."""
+    config = replace(tiny.config, optim=replace(tiny.config.optim, selected_rows=True))
+    made: list[SegmentationModel] = []
+    network = steps.network
+
+    def noting(variant: Variant) -> SegmentationModel:
+        made.append(network(variant))
+        return made[-1]
+
+    monkeypatch.setattr(steps, "network", noting)
+    changed = []
+    for kappa in (3, None):
+        variant = replace(tiny, config=config, kappa=kappa, images=1)
+        step = steps.built(variant, steps.untold)
+        table = made[-1].host.cls_emb
+        before = table.detach().clone()  # type: ignore[operator, union-attr]
+        step()
+        step()
+        changed.append(int((table != before).any(1).sum()))  # type: ignore[union-attr]
+        assert needs(variant).step > 0
+    assert changed == [3, tiny.classes]
 
 
 def test_scattering_finds_the_labels_that_the_ranks_mean() -> None:
@@ -170,6 +206,11 @@ def test_the_labels_in_the_masks_are_kept_ones() -> None:
     assert mask.shape == (2, 16, 24)
     assert all(set(one.unique().tolist()) <= set(row.tolist()) for one, row in zip(mask, ranking.labels, strict=True))
     assert steps.regions(torch.empty(1, 3, 8, 8), complete_ranking(1, 2)).unique().tolist() == [0, 1]
+
+
+def test_images_of_a_step_show_a_few_labels_however_many_are_kept() -> None:
+    mask = steps.regions(torch.empty(1, 3, 64, 64), complete_ranking(1, 500))
+    assert 1 < len(mask.unique()) <= PRESENT and mask.max() < PRESENT
 
 
 def test_the_published_way_leaves_products_and_attention_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -437,3 +437,22 @@ def test_other_images_are_not_compared(out: Path) -> None:
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no plan\.json"):
         write_results(tmp_path)
+
+
+def test_the_quality_of_segments_stands_beside_miou_where_it_was_measured(out: Path, results: dict[str, Any]) -> None:
+    """Two schemes of objects, one of them on data without stuff; benchmarks without any have no such column."""
+    before = accuracy_table(results)
+    assert before is not None and not any("PQ" in text for text in (*before.columns, before.note))
+    for name, stuff in (("plain", 0.5), ("both", None)):
+        for seed in range(3):
+            segments = {"PQ": 0.3 + seed / 10, "SQ": 0.8, "RQ": 0.6, "PQ_things": 0.25, "PQ_stuff": stuff, "labels": 3}
+            change(out / "measures" / f"{name}-seed-{seed}" / "measurement.json", panoptic=segments)
+    found = write_results(out)
+    assert found["schemes"]["plain"]["pq"] == pytest.approx(0.4)
+    low, high = found["schemes"]["plain"]["pq_interval"]
+    assert low < 0.4 < high
+    table = accuracy_table(found)
+    assert table is not None and "PQ, SQ, RQ: panoptic" in table.note
+    cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert cells["scheme plain"]["PQ"] == pytest.approx(40) and cells["scheme plain"]["PQ, stuff"] == pytest.approx(50)
+    assert cells["scheme both"]["PQ, stuff"] is None and cells["scheme told"]["PQ"] is None

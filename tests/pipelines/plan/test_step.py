@@ -61,6 +61,13 @@ def test_a_frozen_backbone_keeps_no_gradients_and_fewer_activations(found: Found
     assert frozen.lasting < trained.lasting and frozen.training < trained.training
 
 
+def test_an_optimiser_of_selected_rows_takes_at_most_what_is_estimated_for_one_of_all(found: Found) -> None:
+    every, selected = (
+        two(optim={"selected_rows": some}, source={"train": "cache", "kappa": 5}) for some in (False, True)
+    )
+    assert found(selected) == found(every)
+
+
 def test_micro_batches_take_less_and_the_gradients_of_the_first_stay(found: Found) -> None:
     whole, micro, small = found(two()), found(two(loop={"accumulate": 2})), found(two(loop={"batch_size": 2}))
     assert small.training < micro.training < whole.training

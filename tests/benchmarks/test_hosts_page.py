@@ -1,0 +1,158 @@
+"""docs/hosts.md: what it says follows from the figures, and what has not been run is said to be so."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import statistics
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipelines.benchmark.intervals import t_interval
+from pipelines.results_doc import section_blocks, write_results
+from stage2_segmentation.hosts import host_kinds
+from tests.settings_files import ROOT
+
+MACHINE = {"rounds": 2, "machine": {"cpu": "made up"}, "threads": 2}
+RECORD = {
+    "kappa": None, "device": "cpu", "seconds": [1.0, 1.0], "memory_mib": 100, "needed_mib": 90, "parameters": 2_000_000,
+    "macs": 3_000_000_000,
+}  # fmt: skip
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The program, which finds no result files but that of the recipes' costs."""
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "cost.json").write_text((ROOT / "benchmarks" / "results" / "cost.json").read_text("utf-8"), "utf-8")
+    for name in ("hosts", "hosts_accuracy", "hosts_cost", "hosts_encoder_only"):
+        monkeypatch.setattr(importlib.import_module(name), "ROOT", tmp_path)
+    return importlib.import_module("hosts")
+
+
+def text_of(page: ModuleType) -> str:
+    page.ROOT.joinpath("docs").mkdir(exist_ok=True)
+    write_results(page.ROOT / "docs" / "hosts.md", page.sections(), title="Choosing a host")
+    return str((page.ROOT / "docs" / "hosts.md").read_text("utf-8"))
+
+
+def write(page: ModuleType, name: str, comparisons: dict[str, list[dict[str, Any]]]) -> None:
+    held = {key: {**MACHINE, "variants": [{**RECORD, **one} for one in found]} for key, found in comparisons.items()}
+    path = page.ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.write_text(json.dumps({"comparisons": held}), "utf-8")
+
+
+def took(way: str, classes: int, *seconds: float, **more: Any) -> dict[str, Any]:
+    kappa = None if way == "all" else 100
+    return {"name": f"{way} labels, ours", "classes": classes, "cpu_seconds": list(seconds), "kappa": kappa, **more}
+
+
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    """Where this fails: python benchmarks/hosts.py."""
+    program, written = importlib.import_module("hosts"), ROOT / "docs" / "hosts.md"
+    blocks = [block for section in program.sections() for block in section_blocks(section)]
+    assert written.read_text("utf-8").endswith("\n\n".join(blocks) + "\n")
+
+
+def test_what_has_not_been_run_is_said_with_the_command_that_does(page: ModuleType) -> None:
+    text = text_of(page)
+    assert "This study has not been run yet:\n\n```sh\nkappaseg benchmark configs/cocostuff171_mini/" in text
+    for program in ("hosts_in_k.py", "encoder_only.py"):
+        assert f"Not measured yet:\n\n```sh\nOMP_NUM_THREADS=2 python benchmarks/{program}\n```" in text
+    assert "mIoU in the study" not in text and "Least time" not in text
+
+
+def test_every_host_has_its_words_and_none_has_a_figure(page: ModuleType) -> None:
+    words = importlib.import_module("hosts_words").HOSTS
+    assert set(host_kinds()) <= {host.kind for host in words}
+    names = re.compile(r"Mask2Former|DeepLabV3|DINOv\d")
+    assert not any(re.search(r"\d", names.sub("", host.words)) for host in words)
+    text = text_of(page)
+    for host in words:
+        assert (f"**{host.title}** (`host.kind: {host.kind}`" in text) == (host.kind in host_kinds())
+
+
+def test_where_selection_saves_nothing_is_told_by_the_ratios_of_the_turns(page: ModuleType) -> None:
+    flat = [took("all", 171, 1.0, 1.1), took("all", 847, 1.04, 1.04), took("kept", 171, 1.0, 1.1)]
+    steep = [took("all", 171, 1.2, 1.1), took("all", 847, 4.0, 6.0), took("kept", 171, 1.0, 1.0)]
+    steep.append(took("kept", 5000, 2.0, 2.0, memory_mib=50))
+    write(page, "hosts_in_k", {"training, Flat": [*flat, took("kept", 5000, 1.0, 1.0)], "training, Steep": steep})
+    text = text_of(page)
+    assert "saves no time in training** (all labels take less than 1.05 times as long): Flat at K = 171, 847." in text
+    assert "It saves most in training of Steep at K = 847: all labels take 2.5 times as long." in text
+    assert re.search(r"training, Steep +\| time +\| 1.15 \(1.10 to 1.20\) \| 2.50 \(2.00 to 3.00\)", text)
+    assert re.search(r"training, Steep +\| memory +\| +1.00 \| +2.00 \|", text)
+    assert "Selection saves no time at all in training Flat, at any K" in text
+    assert "Least time for a step of training, kept labels, processor s: Steep (1), Flat (1.05)." in text
+
+
+def test_what_was_too_large_is_estimated_and_nothing_is_said_of_its_time(page: ModuleType) -> None:
+    large = took("all", 5000, skipped="needs about 90 GiB", needed_mib=92_160)
+    write(page, "hosts_in_k", {"inference, Large": [large, took("kept", 171, 1.0, 2.0), took("kept", 5000, 1.0, 2.0)]})
+    text = text_of(page)
+    assert re.search(r"Large +\| all labels +\| +– \| +92,160 † \|", text)
+    assert "Selection saves most" not in text and "It saves most" not in text
+
+
+def study(**miou: list[float]) -> dict[str, Any]:
+    schemes = {
+        name.replace("_", "-"): {
+            "label": name, "seeds": list(range(len(values))), "miou": statistics.fmean(values) if values else None,
+            "miou_interval": t_interval(values), "network": {"steps": 300} if values else None,
+        }
+        for name, values in miou.items()
+    }  # fmt: skip
+    return {"data": {"num_classes": 171, "images": 50}, "schemes": schemes}
+
+
+def write_study(page: ModuleType, found: dict[str, Any]) -> str:
+    path = page.ROOT / "benchmarks" / "results" / "cocostuff171_mini_hosts_benchmark.json"
+    path.write_text(json.dumps(found), "utf-8")
+    return text_of(page)
+
+
+def test_a_scheme_is_held_against_all_labels_of_its_own_host(page: ModuleType) -> None:
+    text = write_study(
+        page,
+        study(
+            segmenter_baseline=[0.04, 0.05, 0.06], segmenter_joint=[0.07, 0.08, 0.06], deeplabv3_baseline=[0.20, 0.22],
+            deeplabv3_joint=[0.18], deeplabv3_oracle=[],
+        ),
+    )  # fmt: skip
+    assert re.search(r"\| Segmenter +\| +5.0 ± 1.0 \| +7.0 ± 1.0 \(\+2.0\) \| +– \|", text)
+    assert re.search(r"\| DeepLabV3 +\| +21.0 ± 1.4 \| +18.0 \(-3.0\) \| +– \| +– \|", text)
+    assert "above that of all labels for 1 of 2 hosts (not of DeepLabV3); differences of -3.0 to +2.0 points." in text
+    assert "mIoU in the study above, joint, best first: DeepLabV3 18.0, Segmenter 7.0 %." in text
+    assert "Segmenter gains most by ranking in the joint scheme: +2.0 points." in text
+    assert "Panoptic" not in text and "UPerNet |" not in text
+
+
+def test_panoptic_quality_is_shown_where_the_study_has_it(page: ModuleType) -> None:
+    found = study(mask2former_baseline=[0.1])
+    found["schemes"]["mask2former-baseline"] |= {"pq": 0.125, "pq_things": 0.25}
+    text = write_study(page, found)
+    assert re.search(r"\| mask2former_baseline +\| 12.5 \| +– \| +– \| +25.0 \| +– \|", text)
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "said"),
+    [
+        ((2.1, 2.5), "encoder-only takes less time than Segmenter, 1.15 times."),
+        ((1.0, 1.2), "Segmenter takes less time than encoder-only, 1.82 times."),
+        ((1.9, 2.1), "the turns do not agree whether encoder-only or Segmenter takes less time (ratio 1.00)."),
+    ],
+)
+def test_the_faster_one_of_two_is_named_where_the_turns_agree(
+    page: ModuleType, segmenter: tuple[float, float], said: str
+) -> None:
+    one = {"classes": 171, "cpu_seconds": [2.0, 2.0]}
+    others = [{**one, "name": "Segmenter", "cpu_seconds": list(segmenter)}, {**one, "name": "EoMT, 100 queries"}]
+    write(page, "encoder_only", {"inference, ViT-S/16, K = 171": [*others, {**one, "name": "encoder-only"}]})
+    text = text_of(page)
+    assert f"- inference, ViT-S/16, K = 171: {said}" in text
+    assert re.search(r"\| EoMT, 100 queries +\| +2.00 \| +3.00 \| +2.00 \| 1.00 \(1.00 to 1.00\) \| +100 \|", text)
