@@ -23,6 +23,9 @@ from kappaseg_core.backbones import Backbone
 from kappaseg_core.label_heads.attention import Attention
 from kappaseg_core.products import torch_alone
 
+#: modules of transformers, in mask networks, that are an nn.MultiheadAttention in the published code
+PUBLISHED_AS_MULTIHEAD = ("MaskFormerDetrSelfAttention", "MaskFormerDetrCrossAttention", "Mask2FormerAttention")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -43,7 +46,8 @@ class Cost:
 def count(module: nn.Module, run: Callable[[], Any]) -> Cost:
     """The cost of `run()`, which calls `module`, on any device; on "meta" nothing is computed (`Sizes`).
 
-    True MACs leave out what is no product: norms, softmax, upsampling, sorting.
+    True MACs leave out what is no product: norms, softmax, upsampling, sorting; and of deformable attention the
+    sampling of cells and their weighted sum (its linear layers are counted).
 
     The paper's counting, found by taking its tables apart: it does not see inside nn.MultiheadAttention, which is all
     attention of the released ViT and of Query2Label (projections and products); of the other attention, that of the
@@ -121,6 +125,8 @@ def hidden_modules(module: nn.Module) -> Iterator[nn.Module]:
             yield part
         elif isinstance(part, Backbone):
             yield from (inner for inner in part.modules() if type(inner).__name__.endswith("Attention"))
+        elif type(part).__module__.startswith("transformers.") and type(part).__name__ in PUBLISHED_AS_MULTIHEAD:
+            yield part
 
 
 def attention_macs(queries: Tensor, keys: Tensor, values: Tensor) -> int:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = {
     "stage1": Stage1Config, "query2label": Stage1Config, "rank": RankConfig, "stage2": Stage2Config,
     "segmenter": Stage2Config, "encoder_only": Stage2Config, "deeplabv3": Stage2Config, "upernet": Stage2Config,
+    "maskformer": Stage2Config, "mask2former": Stage2Config,
 }  # fmt: skip
 PATHS = sorted((ROOT / "configs").rglob("*.yaml"))
 #: those of one step each, from ROOT

@@ -3,6 +3,7 @@
     sets.py        data sets: sizes, κ, colours, lengths of training, label loss
     numbers.py     what paper and release state: parameters, MACs, mIoU, mAP
     segmenter.py   recipes of stage two with the Segmenter    pixel_hosts.py   with DeepLabV3 and UPerNet
+    mask_networks.py   with MaskFormer and Mask2Former
     encoder_only.py   recipes that nobody published, of stage two without a decoder
     query2label.py   recipes of stage one, and of ranking
     table.py       all recipes

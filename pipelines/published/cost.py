@@ -23,9 +23,12 @@ ALONE = {f"backbone/{entry.name}": entry for entry in BACKBONES}
 COLUMNS = ("network", "parameters", "paper, M", "+/-", "GMACs", "as paper", "paper", "+/-")
 MEANING = (
     "GMACs: all matrix products, convolutions and attention products of one image of the size trained on, by torch's "
-    "counter. As paper: in the count that the paper calls FLOPs, which leaves out most of the attention. Paper: as "
+    "counter; of deformable attention the linear layers alone. As paper: in the count that the paper calls FLOPs, which leaves out most of the attention. Paper: as "
     "printed there, parameters in millions and 10⁹ operations. +/-: ours less that."
 )
+
+#: why the paper has more of DeepLabV3 and UPerNet
+ONE_MORE = "near what one more linear layer in the label branch makes, an unused option there"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def row_of(recipe: Recipe, network: Network) -> Row:
         cost += ranker
     if recipe.published.added is not None:
         note = growth(recipe, cost, recipe.published.added)
+    elif recipe.published.remark:
+        note = f"{recipe.name}: {recipe.published.remark}."
     return Row(
         recipe.name, recipe.data.title, recipe.data.classes, network.ranks, network.image_size, cost, recipe.published,
         note,
@@ -114,7 +119,7 @@ def growth(recipe: Recipe, cost: Cost, printed: float) -> str:
     ours = cost.parameters - sum(parameter.numel() for parameter in plain.parameters())
     return (
         f"{recipe.name}: ranking adds {ours / 1e6:.2f} M parameters, as in the release's code; the paper prints "
-        f"{printed:.2f} M, near what one more linear layer in the label branch makes, an unused option there."
+        f"{printed:.2f} M, {recipe.published.remark or ONE_MORE}."
     )
 
 

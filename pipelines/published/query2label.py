@@ -38,9 +38,11 @@ SIZES = "Sizes of the head are our reading of the paper's parameter count, which
 
 
 def classifiers(data: DataSet) -> Iterator[Recipe]:
-    """Stage one on a data set, and the ranking of its images."""
+    """Stage one on a data set, and the ranking of its images; of panoptic sets, which the paper's stage one does not
+    have, the classifier alone that ranks."""
     for backbone in BACKBONES:
-        yield classifier(data, backbone)
+        if not data.objects or f"query2label_{backbone.stem}" == RANKER:
+            yield classifier(data, backbone)
     yield Recipe(
         data, "rank", "Label cache: every image's labels as ranked by RUN/stage1", "rank",
         {"data": scenes(data), "batch_size": BATCH}, NO_CODE,

@@ -56,5 +56,7 @@ class Recipe:
         return PUBLISHED.get(self.name, NOTHING)
 
 
-def scenes(data: DataSet) -> Settings:
-    return {"kind": "folder", "options": {"ignore": data.ignore}}
+def scenes(data: DataSet, *, objects: bool = False) -> Settings:
+    """objects: with the maps that tell them apart, where the set has these."""
+    instances = {"instances": "instances"} if objects and data.objects else {}
+    return {"kind": "folder", "options": {"ignore": data.ignore, **instances}}

@@ -28,11 +28,18 @@ COMMENTS = {
     "augment.image_size": "side in pixels",
     "loop.batch_size": "over all GPUs",
 }
+#: the same for networks that learn segments
+OF_SEGMENTS = {"source.missed": "their segments are not looked for"}
 
 
 def recipe_text(recipe: Recipe, load: Load) -> str:
     """The whole file.   load: of the network that it trains or uses."""
-    return "\n".join([*header(recipe, load), *body(recipe.settings)]) + "\n"
+    return "\n".join([*header(recipe, load), *body(recipe.settings, comments_of(recipe))]) + "\n"
+
+
+def comments_of(recipe: Recipe) -> Mapping[str, str]:
+    kind = recipe.settings.get("host", {}).get("kind")
+    return COMMENTS | OF_SEGMENTS if kind in ("maskformer", "mask2former") else COMMENTS
 
 
 def load_of(recipe: Recipe, networks: Iterable[Mapping[str, Any]]) -> Load:
@@ -100,6 +107,8 @@ def published(recipe: Recipe) -> str:
     found = recipe.published
     if recipe.verb == "rank":
         return ""
+    if found.panoptic is not None:
+        return f"Published: PQ {found.panoptic:g} % ({found.where})."
     if found.quality is None:
         return "No published number."
     numbers = f"{'mAP' if recipe.verb == 'run-stage1' else 'mIoU'} {found.quality:g} %"

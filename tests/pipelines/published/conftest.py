@@ -32,14 +32,22 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataSet], P
 
 
 def write(root: Path, data: DataSet) -> Path:
-    """Images of 40 × 48 pixels in squares of 8; the last label, and pixels without one, are in each of them."""
-    for name in ("images", "masks", "splits"):
+    """Images of 40 × 48 pixels in squares of 8; the last label, and pixels without one, are in each of them. Where
+    objects are told apart, the first half of the labels are things, and each square of one is an object."""
+    for name in ("images", "masks", "splits", *(["instances"] if data.objects else [])):
         (root / name).mkdir()
+    things = data.classes // 2
+    if data.objects:
+        (root / "things.txt").write_text("".join(f"label {label}\n" for label in range(things)))
     (root / "classes.txt").write_text("".join(f"label {label}\n" for label in range(data.classes)))
     random = np.random.default_rng(0)
     for number in range(6):
         labels = random.integers(0, data.classes, (5, 6))
         labels[0, :2] = data.classes - 1, data.ignore
+        if data.objects:
+            objects = np.where(labels < things, np.arange(1, 31).reshape(5, 6), 0)
+            squares = objects.repeat(8, 0).repeat(8, 1).astype(np.uint8)
+            Image.fromarray(squares).save(root / "instances" / f"{number}.png")
         mask = labels.repeat(8, 0).repeat(8, 1).astype(np.uint8 if data.ignore == 255 else np.uint16)
         Image.fromarray(random.integers(0, 256, (40, 48, 3), np.uint8)).save(root / "images" / f"{number}.jpg")
         Image.fromarray(mask).save(root / "masks" / f"{number}.png")

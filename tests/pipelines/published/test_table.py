@@ -16,7 +16,7 @@ from pipelines.cli import build_parser
 from pipelines.published.numbers import PUBLISHED
 from pipelines.published.recipe import Recipe
 from pipelines.published.recipe_files import load_of, recipe_text
-from pipelines.published.sets import COCO_STUFF10K, COLOURS, SETS
+from pipelines.published.sets import COCO_STUFF10K, COLOURS, PANOPTIC_SETS, SETS
 from pipelines.published.table import RECIPES
 from stage2_segmentation.config import Stage2Config
 from tests.settings_files import FILES, ROOT, kind_of, verb_of
@@ -83,7 +83,7 @@ def files_of(command: str) -> tuple[set[str], set[str]]:
 
 
 def test_no_file_of_an_earlier_table_is_left() -> None:
-    folders = {f"configs/{data.name}/" for data in SETS}
+    folders = {f"configs/{data.name}/" for data in (*SETS, *PANOPTIC_SETS)}
     there = {name for name in FILES if name[: name.rindex("/") + 1] in folders}
     assert there == {recipe.path for recipe in RECIPES.values()}
 
@@ -104,6 +104,18 @@ def test_the_networks_of_table_7_have_every_scheme_on_the_sets_of_the_paper() ->
     }
     wanted = {f"{data}/{stem}_{scheme}" for stem, names in sets.items() for data in names for scheme in SCHEMES}
     assert wanted == {name for name in RECIPES if "deeplab" in name or "upernet" in name}
+
+
+def test_mask_networks_have_every_scheme_on_the_sets_of_paper_and_release() -> None:
+    stems = {
+        "ade20k": ("maskformer_swin_b", "mask2former_swin_b", "mask2former_swin_l"),
+        "ade20k_panoptic": ("maskformer_resnet50", "mask2former_swin_l"),
+        "coco_panoptic": ("mask2former_swin_b",),
+    }
+    wanted = {f"{data}/{stem}_{scheme}" for data, names in stems.items() for stem in names for scheme in SCHEMES}
+    assert wanted == {name for name in RECIPES if "former" in name}
+    rankers = {f"{data.name}/{stem}" for data in PANOPTIC_SETS for stem in ("query2label_swin_l", "rank")}
+    assert rankers == {name for name in RECIPES if "panoptic" in name and "former" not in name}
 
 
 def test_every_published_number_belongs_to_a_recipe() -> None:
@@ -183,6 +195,35 @@ def test_recipes_of_convolutional_heads_are_the_released_ones() -> None:
         assert config.source.kappa == 50 and config.labels.loss.gamma_neg == 2.0
     plain = stage2("ade20k/upernet_swin_b_baseline")
     assert (plain.source.train, plain.host.options) == ("complete", {"rank_scale": "none"})
+
+
+def test_recipes_of_mask2former_are_the_released_ones() -> None:
+    names = ("ade20k/mask2former_swin_b", "ade20k_panoptic/mask2former_swin_l", "coco_panoptic/mask2former_swin_b")
+    base, large, coco = (stage2(f"{name}_joint") for name in names)
+    for config in (base, large, coco):
+        assert (config.optim.lr, config.optim.backbone_lr, config.optim.weight_decay) == (1e-4, 0.1, 0.05)
+        assert (config.optim.clip, config.labels.lr, config.labels.loss.gamma_neg) == (0.01, 0.1, 2.0)
+        assert config.labels.options == {"classes": "own", "width": 512, "pooled": 0, "projection": "linear"}
+    assert [config.source.kappa for config in (base, large, coco)] == [150, 150, 133]
+    assert [config.labels.weight for config in (base, large, coco)] == [10.0, 10.0, 100.0]
+    assert [config.loop.steps for config in (base, large, coco)] == [160_000, 160_000, 368_750]
+    assert [config.augment.crop for config in (base, large, coco)] == [640, 640, 1024]
+    assert (large.host.options, base.host.options) == ({"queries": 200, "target": "objects"}, {})
+    assert (large.data.options["instances"], "instances" in base.data.options) == ("instances", False)
+    plain = stage2("ade20k/mask2former_swin_b_baseline")
+    assert (plain.source.train, plain.host.options) == ("complete", {"rank_scale": "none"})
+
+
+def test_recipes_of_maskformer_are_those_of_its_own_release() -> None:
+    swin, resnet = (stage2(f"{name}_baseline") for name in ("ade20k/maskformer_swin_b", RESNET))
+    assert (swin.optim.lr, swin.optim.backbone_lr, swin.optim.weight_decay) == (6e-5, 1.0, 0.01)
+    assert (resnet.optim.lr, resnet.optim.backbone_lr, resnet.optim.weight_decay) == (1e-4, 0.1, 1e-4)
+    assert (swin.loop.steps, resnet.loop.steps, resnet.loop.precision) == (160_000, 720_000, "fp32")
+    assert resnet.host.options == {"norm_stages": False, "target": "objects", "rank_scale": "none"}
+    assert "Published: PQ 34.7 % (README)." in (ROOT / "configs" / f"{RESNET}_baseline.yaml").read_text("utf-8")
+
+
+RESNET = "ade20k_panoptic/maskformer_resnet50"
 
 
 @pytest.mark.parametrize(("data", "value"), [("coco_stuff10k", 255), ("ade20k_full", 65535), ("coco_lvis", 65535)])

@@ -16,7 +16,7 @@ from kappaseg_core.checkpoint import RunDirectory, Summary
 from kappaseg_core.config import load_config
 from kappaseg_core.seeding import seed_of
 from pipelines.published.recipe import RANKER, Recipe
-from pipelines.published.sets import COCO_STUFF10K, SETS, DataSet
+from pipelines.published.sets import ADE20K_PANOPTIC, COCO_STUFF10K, PANOPTIC_SETS, SETS, DataSet
 from pipelines.published.table import RECIPES
 from stage1_multilabel.classifier import build_classifier
 from stage1_multilabel.config import RankConfig, Stage1Config
@@ -37,13 +37,21 @@ SMALL = {
         "inference.stride": 32,
     },
 }  # fmt: skip
+SWIN = {
+    "backbone.name": "swin_tiny_patch4_window7_224",
+    "backbone.options": "{img_size: 32, embed_dim: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2], window_size: 4}",
+}  # fmt: skip
+QUERIES = {f"host.options.{name}": size for name, size in
+           {"queries": 8, "width": 32, "layers": 3, "heads": 2, "ffn": 16}.items()}  # fmt: skip
 #: further settings by the beginning of a recipe's name
 NETWORKS: dict[str, dict[str, object]] = {
     "deeplabv3": {"backbone.name": "resnet10t", "backbone.options": "{}", "host.options.width": 8},
-    "upernet_swin": {
-        "backbone.name": "swin_tiny_patch4_window7_224", "host.options.width": 8,
-        "backbone.options":
-            "{img_size: 32, embed_dim: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2], window_size: 4}",
+    "upernet_swin": {**SWIN, "host.options.width": 8},
+    "maskformer_swin": {**SWIN, **QUERIES},
+    "maskformer_resnet": {"backbone.name": "resnet10t", "backbone.options": "{}", **QUERIES},
+    "mask2former": {
+        **SWIN, **QUERIES, "host.options.encoder_layers": 1, "host.options.encoder_ffn": 16, "host.options.points": 16,
+        "loop.precision": "fp32",
     },
     "upernet_beit": {
         "backbone.name": "beit_base_patch16_224", "host.options.width": 8, "host.options.blocks": "[0, 1, 2, 3]",
@@ -55,6 +63,8 @@ NETWORKS: dict[str, dict[str, object]] = {
 def marked(recipe: Recipe) -> Any:
     """What differs from another recipe in sizes alone, which are reduced here, is slow."""
     of_another_set = "segmenter" not in recipe.stem and recipe.data is not COCO_STUFF10K
+    if "former" in recipe.stem:
+        of_another_set = recipe.stem.startswith("mask2former") and recipe.data is not ADE20K_PANOPTIC
     long = any(size in recipe.stem for size in ("vit_l", "vit_s")) or recipe.stem.endswith("80k")
     slow = long or (of_another_set and recipe.verb != "run-stage1")
     return pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow if slow else ())
@@ -67,6 +77,8 @@ STAGE2 = [marked(recipe) for recipe in RECIPES.values() if recipe.verb in ("run-
 def read(kind: Any, recipe: Recipe, data: Path, out: Path, **more: object) -> Any:
     """The committed settings, reduced."""
     given = {**(SHORT | SMALL[kind] if kind in SMALL else {}), "data.root": data, "out": out, **more}
+    if "former" in recipe.stem and "labels" in recipe.settings:
+        given["labels.options.width"] = 32
     if recipe.own:
         given |= {"host.options.blocks": 1, "loop.precision": "fp32"}
     return load_config(kind, ROOT / recipe.path, [(name, str(value)) for name, value in given.items()])
@@ -116,7 +128,7 @@ def test_a_recipe_of_stage_one_takes_two_steps(
     check_steps(summary, start, parts=("backbone", "head.queries"))
 
 
-@pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
+@pytest.mark.parametrize("data", (*SETS, *PANOPTIC_SETS), ids=lambda data: data.name)
 def test_the_recipe_that_ranks_writes_the_cache_of_a_set(data: DataSet, cache_of: Callable[[DataSet], Path]) -> None:
     assert (cache_of(data) / "manifest.json").is_file()
 
