@@ -52,6 +52,23 @@ def test_logits_follow_the_formula_for_any_number_of_ranks(kind: Kind, n: int) -
     torch.testing.assert_close(scale(scores), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, KAPPA, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_object_is_scaled_with_the_ranks_and_has_parameters_of_its_own(kind: Kind, n: int) -> None:
+    """Whatever the number of ranks; those of one value for all ranks serve it as well."""
+    scale, scores = RankScale(KAPPA, kind, no_object=True), pixels(n + 1)
+    with torch.no_grad():
+        for parameter in scale.parameters():
+            parameter.copy_(torch.arange(1.0, len(parameter) + 1) * 0.7)
+    plain_scale = RankScale(n + 1, kind)
+    at = [*(min(rank, KAPPA - 1) for rank in range(n)), KAPPA] if len(scale.weight) > 1 else [0]
+    with torch.no_grad():
+        for parameter, values in zip(plain_scale.parameters(), scale.parameters(), strict=True):
+            parameter.copy_(values[at])
+    assert len(scale.weight) == (KAPPA + 1 if kind in ("rank", "layer_norm") else 1)
+    torch.testing.assert_close(scale(scores), plain_scale(scores))
+
+
 @pytest.mark.parametrize("n", [2, KAPPA, 5])
 def test_unbiased_divides_by_one_less(n: int) -> None:
     scale, scores = scale_of("layer_norm", unbiased=True), pixels(n)

@@ -26,9 +26,10 @@ SELECTED = OptimConfig(lr=1e-2, selected_rows=True)
 ORACLE: dict[str, Any] = {"source": SourceConfig("oracle"), "labels": LabelsConfig(), "optim": SELECTED}
 
 
-def trainer_for(out: Path, task: SegmentTask, **loop: Any) -> Trainer:
+def trainer_for(out: Path, task: SegmentTask, precision: str = "fp32", **loop: Any) -> Trainer:
     run = open_run(out, model="none", config={}, class_names=(), inputs={})
-    return Trainer(task, SELECTED, LoopConfig(steps=9, batch_size=2, log_every=9, **loop), run, Placement(), "mIoU")
+    settings, here = LoopConfig(steps=9, batch_size=2, log_every=9, **loop), Placement(precision=precision)
+    return Trainer(task, SELECTED, settings, run, here, "mIoU")
 
 
 def oracle_task() -> SegmentTask:
@@ -37,14 +38,16 @@ def oracle_task() -> SegmentTask:
     return SegmentTask(model, Oracle(K), K, missed=SourceConfig("oracle"), labels=LabelsConfig(), loss_stride=1)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_labels_that_no_image_keeps_keep_the_bytes_of_their_rows(tmp_path: Path, accumulate: int) -> None:
+@pytest.mark.parametrize(("accumulate", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
+def test_labels_that_no_image_keeps_keep_the_bytes_of_their_rows(
+    tmp_path: Path, accumulate: int, precision: str
+) -> None:
     """Labels 1, 2, 3 and then 3, 4 are there; label 0, whose row the padding of the second image reads, is not."""
     batch = batch_of()
     assert batch.mask is not None
     batch.mask[0], batch.mask[1], batch.mask[:, :4] = 1, 4, 3
     batch.mask[0, 8:] = 2
-    trainer = trainer_for(tmp_path, oracle_task(), accumulate=accumulate, ema=0.5)
+    trainer = trainer_for(tmp_path, oracle_task(), precision, accumulate=accumulate, ema=0.5)
     table = trainer.task.model.host.cls_emb
     before = table.detach().clone()  # type: ignore[operator, union-attr]
     for _ in range(2):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kappaseg_core.errors import UserError
 from pipelines.bench.arguments import VOCABULARIES
 from pipelines.bench.figures import STYLES, apart, cost_figure
 from pipelines.bench.network import Plan, plan_of
@@ -43,6 +44,12 @@ def test_each_way_is_measured_for_each_k_and_the_backbone_once() -> None:
 def test_the_kernel_is_left_out_on_a_gpu_alone() -> None:
     assert set(known_ways(None, "cuda")) - set(known_ways(None, "cpu")) == {"strips"}
     assert known_ways(["backbone", "ours"], "cpu") == ["ours", "backbone"]  # in the order of the table
+
+
+def test_mask_networks_are_measured_in_the_ways_that_they_are_computed_in() -> None:
+    assert known_ways(None, "cuda", "mask2former") == ["all", "ours", "backbone"]
+    with pytest.raises(UserError, match=r"--variants published: maskformer .* name some of all, ours, backbone"):
+        known_ways(["published"], "cpu", "maskformer")
 
 
 def test_a_configuration_brings_its_network_its_kappa_and_the_labels_of_its_data(chain: Any) -> None:

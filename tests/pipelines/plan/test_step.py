@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kappaseg_core.config import BackboneConfig, LoopConfig, OptimConfig, build
+from kappaseg_core.ranking import complete_ranking
 from pipelines.plan.estimate import evaluations, hours_of, looks, macs_of, memory_of
 from pipelines.plan.fingerprint import Fingerprint
 from pipelines.plan.machine import Machine
@@ -18,6 +19,7 @@ from pipelines.published.estimate import REACHED
 from stage1_multilabel.config import HeadConfig, Stage1Config
 from stage2_segmentation.config import InferenceConfig, Stage2Config
 from stage2_segmentation.task import SegmentTask
+from tests.contracts.test_hosts import TINY
 
 Found = Callable[..., Held]
 IMAGE = (64, 96)
@@ -71,6 +73,19 @@ def test_an_optimiser_of_selected_rows_takes_at_most_what_is_estimated_for_one_o
 def test_micro_batches_take_less_and_the_gradients_of_the_first_stay(found: Found) -> None:
     whole, micro, small = found(two()), found(two(loop={"accumulate": 2})), found(two(loop={"batch_size": 2}))
     assert small.training < micro.training < whole.training
+
+
+@pytest.mark.parametrize("kind", ["maskformer", "mask2former"])
+def test_a_mask_network_is_followed_without_numbers(found: Found, kind: str) -> None:
+    """What it holds grows with the images of a step, and no made-up position is left for networks with numbers."""
+    backbone = {"kind": "timm", "name": "convnext_atto", "options": {"depths": [1] * 4, "dims": [8, 8, 16, 16]}}
+    config = two(
+        backbone=backbone, host={"kind": kind, "options": TINY[kind]}, source={"train": "cache", "kappa": 5}
+    )  # fmt: skip
+    many, few = found(config), found(replace(config, loop=replace(config.loop, batch_size=2)))
+    assert many.lasting == few.lasting and many.training > few.training > few.lasting
+    model = task_of(config, 20).model
+    assert model(torch.zeros(1, 3, 64, 64), complete_ranking(1, 20).top(5)).mask_logits.isfinite().all()
 
 
 @pytest.mark.parametrize("host", ["segmenter", "deeplabv3", "upernet"])
