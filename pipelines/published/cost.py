@@ -23,8 +23,9 @@ ALONE = {f"backbone/{entry.name}": entry for entry in BACKBONES}
 COLUMNS = ("network", "parameters", "paper, M", "+/-", "GMACs", "as paper", "paper", "+/-")
 MEANING = (
     "GMACs: all matrix products, convolutions and attention products of one image of the size trained on, by torch's "
-    "counter; of deformable attention the linear layers alone. As paper: in the count that the paper calls FLOPs, which leaves out most of the attention. Paper: as "
-    "printed there, parameters in millions and 10⁹ operations. +/-: ours less that."
+    "counter; of deformable attention the linear layers alone. As paper: in the count that the paper calls FLOPs, "
+    "which leaves out most of the attention. Paper: as printed there, parameters in millions and 10⁹ operations. +/-: "
+    "ours less that."
 )
 
 #: why the paper has more of DeepLabV3 and UPerNet

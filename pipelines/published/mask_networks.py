@@ -40,6 +40,7 @@ class Network:
 
     backbone: its short name, its title, timm's name, that of the published weights.   host: options of the head.
     steps: of 16 images.   released: whether the release has the settings, not just the numbers.
+    short_side: in the test.   segments: how they are made of queries, where not by the usual thresholds.
     label_weight: of the label loss.   notes: of every scheme; ranked: of `joint`.
     """
 
@@ -51,6 +52,7 @@ class Network:
     optim: Settings = field(default_factory=dict)
     augment: Mapping[str, object] = field(default_factory=lambda: ADE_VIEWS)
     short_side: int = 640
+    segments: Settings = field(default_factory=dict)
     precision: str | None = "bf16"
     label_weight: float = 10.0
     notes: tuple[str, ...] = (IN_TENTHS, *MASK2FORMER)
@@ -76,7 +78,7 @@ NETWORKS = (
     ),
     Network(
         "maskformer", ADE20K_PANOPTIC, RESNET50, 720_000, {"norm_stages": False}, {"weight_decay": 1e-4},
-        precision=None,
+        segments={"score": 0.7, "overlap": 0.8, "least": 0.0}, precision=None,
         notes=(
             IN_TENTHS, DECAYED,
             "MaskFormer's release: six encoder layers over the last map, which the host here does not have; and "
@@ -124,7 +126,10 @@ def recipe_of(network: Network, scheme: str) -> Recipe:
         "source": source(data, scheme),
         **({"labels": labels(network)} if joint else {}),
         "augment": dict(network.augment),
-        "inference": {"mode": "whole", "short_side": network.short_side},
+        "inference": {
+            "mode": "whole", "short_side": network.short_side,
+            **({"segments": network.segments} if network.segments else {}),
+        },
         "optim": {**ADAMW, **network.optim},
         "loop": {
             "steps": steps, "batch_size": 16, "eval_every": steps // 10, "save_every": 1000, "loader_workers": 8,

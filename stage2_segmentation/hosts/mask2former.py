@@ -91,11 +91,7 @@ class Mask2Former(QueryHost):
         config = decoder_config(options, [shape.stride for shape in self.shapes])
         self.heads = options.heads
         pixel_decoder: Any = parts.Mask2FormerPixelDecoder(config, [shape.channels for shape in self.shapes])
-        # transformers makes this one on the CPU whatever the device at hand is, and without numbers
-        pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
         self.positions = pixel_decoder.position_embedding = Positions(options.width)
-        # transformers makes this one on the CPU, whatever device torch was told to build on
-        pixel_decoder.level_embed = nn.Parameter(torch.empty(pixel_decoder.level_embed.shape))
         self.pixel_decoder, self.transformer_module = (
             pixel_decoder,
             parts.Mask2FormerTransformerModule(options.width, config),

@@ -220,6 +220,7 @@ def test_recipes_of_maskformer_are_those_of_its_own_release() -> None:
     assert (resnet.optim.lr, resnet.optim.backbone_lr, resnet.optim.weight_decay) == (1e-4, 0.1, 1e-4)
     assert (swin.loop.steps, resnet.loop.steps, resnet.loop.precision) == (160_000, 720_000, "fp32")
     assert resnet.host.options == {"norm_stages": False, "target": "objects", "rank_scale": "none"}
+    assert (resnet.inference.segments.score, resnet.inference.segments.least) == (0.7, 0.0)
     assert "Published: PQ 34.7 % (README)." in (ROOT / "configs" / f"{RESNET}_baseline.yaml").read_text("utf-8")
 
 
