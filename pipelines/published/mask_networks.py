@@ -1,6 +1,7 @@
 """Recipes of stage two with mask networks: MaskFormer and Mask2Former, semantic and panoptic.
 
-The release has Mask2Former alone; for MaskFormer it states numbers, and MaskFormer's own release has the settings.
+The release has Mask2Former alone; for MaskFormer it states numbers, and the settings are after MaskFormer's own and were
+not compared with its files one by one.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def origin(network: Network, scheme: str) -> str:
         return "neither in the paper nor in the release, which have this scheme with the Segmenter alone"
     if network.released:
         return RELEASED
-    return "not in the release but for its numbers; those of MaskFormer's own release"
+    return "not in the release but for its numbers; after MaskFormer's own, not compared file by file"
 
 
 def notes(network: Network, scheme: str) -> Iterator[str]:
