@@ -28,10 +28,13 @@ HOSTS = (
         "features too. Its masks are as coarse as that map.",
     ),
     HostWords(
-        "encoder_only", "Encoder-only", "encoder-only", "plain ViT (AugReg, DINOv2, DINOv3), trained", "`pooled`",
+        "encoder_only", "Encoder-only", "encoder-only",
+        "plain ViT (AugReg, DINOv2, DINOv3), or a small one behind a convolutional network (`backbone.kind: hybrid`); "
+        "trained",
+        "`pooled`",
         "No decoder: the kept labels join the last blocks of a plain ViT, so that one pass ranks and segments. For "
-        "strong pretrained ViTs, whose last blocks must be free to learn; a frozen backbone or another kind of network "
-        "is no ground for it. Its masks are finer than the patches.",
+        "strong pretrained ViTs, whose last blocks must be free to learn; a frozen backbone is no ground for it. Its "
+        "masks are finer than the patches.",
     ),
     HostWords(
         "deeplabv3", "DeepLabV3", "deeplabv3", "ResNet and others with `output_stride`", "`projected`",
@@ -58,6 +61,11 @@ HOSTS = (
         "`projected`",
         "As MaskFormer, with masked attention over several scales; the one to take for panoptic segmentation. A "
         "selection has as little to act on.",
+    ),
+    HostWords(
+        "nearest", "Nearest labels", "nearest", "any backbone, one map", "`pooled`",
+        "For comparison: labels are chosen for every pixel instead of every image, as in ESSNet. Training sees the "
+        "nearest labels of a pixel alone and needs no ranking; in use every label has a number in every cell.",
     ),
 )  # fmt: skip
 #: Segmenter once more, on the ViT that encoder-only has in the study, so that the two can be told apart from it

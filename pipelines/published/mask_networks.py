@@ -1,7 +1,7 @@
 """Recipes of stage two with mask networks: MaskFormer and Mask2Former, semantic and panoptic.
 
-The release has Mask2Former alone; for MaskFormer it states numbers, and the settings are after MaskFormer's own and were
-not compared with its files one by one.
+The release has Mask2Former alone; for MaskFormer it states numbers, and the settings are after MaskFormer's own and
+were not compared with its files one by one.
 """
 
 from __future__ import annotations

@@ -95,10 +95,12 @@ def test_weights_decide_about_freezing_unless_told(tmp_path: Path) -> None:
 
 
 def test_kinds_are_the_modules_that_build_one() -> None:
-    assert backbone_kinds() == ("small_cnn", "timm")
+    assert backbone_kinds() == ("hybrid", "small_cnn", "timm")
 
 
-@pytest.mark.parametrize(("kind", "hint"), [("tim", "did you mean timm?"), ("positions", "there are: small_cnn, timm")])
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("tim", "did you mean timm?"), ("positions", "there are: hybrid, small_cnn, timm")]
+)
 def test_an_unknown_kind_is_answered_with_the_kinds_there_are(kind: str, hint: str) -> None:
     message = error_of(BackboneConfig(kind=kind))
     assert f"backbone.kind = {kind!r}" in message
