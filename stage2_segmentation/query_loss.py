@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import Ranking
 from kappaseg_core.segments import Segments
-from stage2_segmentation.mask_losses import MaskLoss, Truth
+from stage2_segmentation.mask_losses import MaskLoss, Truth, begun_cells
 from stage2_segmentation.structures import QueryPrediction
 
 #: of each image, queries and the segments that they have to predict: i64 [n], i64 [n]
@@ -157,7 +157,8 @@ def accuracy_of_cells(
     right = labelled = prediction.mask_logits.new_zeros(())
     shares = prediction.class_logits.softmax(2)[..., :-1]
     for own, masks, found, truth in zip(shares, prediction.mask_logits, segments, truths, strict=True):
-        best = torch.einsum("qk,qhw->khw", own, masks.sigmoid()).argmax(0)
+        shown = begun_cells(masks, found.map, cell).sigmoid()
+        best = torch.einsum("qk,qhw->khw", own, shown).argmax(0)
         rank_of = torch.full((len(found) + 1,), -1, device=best.device)
         rank_of[truth.numbers.long()] = truth.ranks
         numbers = found.map[::cell, ::cell].long()

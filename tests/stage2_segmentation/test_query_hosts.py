@@ -248,6 +248,19 @@ def test_cells_beyond_the_edge_of_an_image_count_for_nothing() -> None:
     assert found.item() == pytest.approx((plain * (0.25 * inside + 0.75 * (1 - inside))).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("masks", [PointMasks(40), WholeMasks()], ids=["points", "whole"])
+def test_cells_that_begin_beyond_an_image_change_no_loss(masks: MaskLoss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pyramid of a plain ViT has them, where the sides of a crop are no multiples of its patches."""
+    monkeypatch.setattr(torch, "rand", rand_by_shape)
+    own, segments = drawn_prediction(), by_label(drawn_mask()[:, :29, :45])
+    wide = replace(own, mask_logits=F.pad(own.mask_logits, (0, 4, 0, 8), value=9.0))
+    (loss, figures), (same, of_wide) = (
+        query_loss(each, segments, complete_ranking(2, K), cell=CELL, rule=rule_of(masks)) for each in (own, wide)
+    )
+    torch.testing.assert_close(same, loss)
+    torch.testing.assert_close(of_wide, figures)
+
+
 def test_points_are_in_segments_as_a_sampled_mask_says() -> None:
     mask = drawn_mask(1)[:, :29, :45]
     (segments,) = by_label(mask)
