@@ -127,10 +127,11 @@ def layer_losses(
         row[queries] = truth.ranks
     weight = logits.new_ones(nothing + 1)
     weight[nothing] = rule.no_object
+    weights = weight[target].sum().clamp_min(torch.finfo(weight.dtype).tiny)  # none where "no object" weighs nothing
     masks = [own[queries] for own, (queries, _) in zip(layer.mask_logits, pairs, strict=True)]
     mask, dice = rule.masks.losses(masks, learnt, cell)
     return {
-        "class_loss": F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight),
+        "class_loss": F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, reduction="sum") / weights,
         "mask_loss": mask / number,
         "dice_loss": dice / number,
     }

@@ -228,6 +228,13 @@ def test_nothing_kept_in_one_image_or_in_all_gives_a_finite_loss(masks: MaskLoss
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+def test_a_batch_without_a_kept_segment_has_no_loss_where_no_object_weighs_nothing() -> None:
+    rule = replace(rule_of(PointMasks(40)), no_object=0.0)
+    nowhere = by_label(torch.full((2, 32, 48), IGNORE))
+    loss, figures = query_loss(drawn_prediction(), nowhere, complete_ranking(2, K), cell=CELL, rule=rule)
+    assert loss.item() == figures["class_loss"].item() == 0
+
+
 def test_the_same_seed_draws_the_same_loss() -> None:
     losses = []
     for seed in (1, 1, 2):
