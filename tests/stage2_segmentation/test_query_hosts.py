@@ -406,6 +406,15 @@ def test_labels_are_learnt_from_queries_or_pixels(kind: str, see: str) -> None:
     assert seen.decoded.looked_at.shape == ((2, 32, QUERIES, 1) if see == "queries" else (2, 512, 2, 2))
 
 
+def test_the_maps_are_not_kept_behind_the_queries() -> None:
+    """Those of all windows of a large image would be, where its labels are ranked before it is segmented."""
+    model = build_segmentation(config_for("maskformer", labels=PROJECTED), K).eval()
+    seen = model.look(torch.randn(1, 3, 40, 40))
+    assert seen.decoded is not None
+    assert seen.maps == ()
+    assert seen.features.shape == (1, 512, 2, 2)
+
+
 def test_the_released_label_branch_has_its_parameters() -> None:
     """3.439, 3.412 and 3.326 million for 150, 124 and 40 labels, with the layer normalisation over κ = K ranks."""
     for classes, wanted in ((150, 3.439), (124, 3.412), (40, 3.326)):
