@@ -62,7 +62,7 @@ class WholeMasks:
 
     def costs(self, masks: Tensor, truth: Truth, cell: int) -> tuple[Tensor, Tensor]:
         inside = (truth.map[::cell, ::cell] == truth.numbers[:, None, None]).flatten(1).to(masks)
-        logits = masks.flatten(1)
+        logits = begun_cells(masks, truth.map, cell).flatten(1)
         within, without = self.focal(logits)
         focal = without.sum(1, keepdim=True) + (within - without) @ inside.T
         return focal / logits.shape[1], pairwise_dice(logits.sigmoid(), inside)
@@ -128,6 +128,15 @@ class PointMasks:
         unsure = sure.topk(int(self.unsure * self.points), dim=1, largest=False).indices
         others = torch.rand(len(masks), self.points - unsure.shape[1], 2, device=masks.device)
         return torch.cat([candidates.gather(1, unsure[..., None].expand(-1, -1, 2)), others], 1)
+
+
+def begun_cells(masks: Tensor, image: Tensor, cell: int) -> Tensor:
+    """Of masks [Q, h, w] the cells that begin inside an image [H, W], one for each pixel of `image[::cell, ::cell]`.
+
+    Hosts may give more where the sides are no multiples of the backbone's stride (hosts/feature_pyramid.py).
+    """
+    height, width = image.shape
+    return masks[:, : -(-height // cell), : -(-width // cell)]
 
 
 def at_points(masks: Tensor, points: Tensor, truth: Truth, cell: int) -> Tensor:

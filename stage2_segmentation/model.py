@@ -69,13 +69,15 @@ class SegmentationModel(nn.Module):
         return self.read(self.backbone.maps(images), labels=labels)
 
     def read(self, maps: Sequence[Tensor], classes: Tensor | None = None, labels: Tensor | None = None) -> Seen:
-        """The same from the backbone's maps [B, C_l, h_l, w_l]. A mask network decodes its queries here."""
+        """The same from the backbone's maps [B, C_l, h_l, w_l]. A mask network decodes its queries here, and does not
+        need the maps again: what is seen of an image's windows is kept until it is ranked."""
         decoded = self.host.decode(maps) if isinstance(self.host, DecodesFirst) else None
+        kept = tuple(maps) if decoded is None else ()
         if self.branch is None:
-            return Seen(maps[-1], classes=classes, maps=tuple(maps), decoded=decoded)
+            return Seen(maps[-1], classes=classes, maps=kept, decoded=decoded)
         only = () if labels is None else (labels,)
         seen: Seen = self.branch(self.host, maps[-1] if decoded is None else decoded.looked_at, classes, *only)
-        return replace(seen, features=maps[-1], maps=tuple(maps), decoded=decoded)
+        return replace(seen, features=maps[-1], maps=kept, decoded=decoded)
 
     def segment(self, seen: Seen, ranking: Ranking) -> AnyPrediction:
         """The host's prediction for the kept labels."""

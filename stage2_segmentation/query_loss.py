@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import Ranking
 from kappaseg_core.segments import Segments
-from stage2_segmentation.mask_losses import MaskLoss, Truth
+from stage2_segmentation.mask_losses import MaskLoss, Truth, begun_cells
 from stage2_segmentation.structures import QueryPrediction
 
 #: of each image, queries and the segments that they have to predict: i64 [n], i64 [n]
@@ -127,10 +127,11 @@ def layer_losses(
         row[queries] = truth.ranks
     weight = logits.new_ones(nothing + 1)
     weight[nothing] = rule.no_object
+    weights = weight[target].sum().clamp_min(torch.finfo(weight.dtype).tiny)  # none where "no object" weighs nothing
     masks = [own[queries] for own, (queries, _) in zip(layer.mask_logits, pairs, strict=True)]
     mask, dice = rule.masks.losses(masks, learnt, cell)
     return {
-        "class_loss": F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight),
+        "class_loss": F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, reduction="sum") / weights,
         "mask_loss": mask / number,
         "dice_loss": dice / number,
     }
@@ -157,7 +158,8 @@ def accuracy_of_cells(
     right = labelled = prediction.mask_logits.new_zeros(())
     shares = prediction.class_logits.softmax(2)[..., :-1]
     for own, masks, found, truth in zip(shares, prediction.mask_logits, segments, truths, strict=True):
-        best = torch.einsum("qk,qhw->khw", own, masks.sigmoid()).argmax(0)
+        shown = begun_cells(masks, found.map, cell).sigmoid()
+        best = torch.einsum("qk,qhw->khw", own, shown).argmax(0)
         rank_of = torch.full((len(found) + 1,), -1, device=best.device)
         rank_of[truth.numbers.long()] = truth.ranks
         numbers = found.map[::cell, ::cell].long()

@@ -29,7 +29,7 @@ class Seen:
     learnt_logits: f32 [B, n], of the labels that the step asked for, or [B, K]: what the label loss is computed on
     where the ranking was made without gradient; None: label_logits.
     supervised: (weight, f32 [B, K]): further logits that learn the same labels, in training.
-    maps: all maps that the host wants, each [B, C_l, h_l, w_l]; the last one is `features`.
+    maps: all maps that the host wants, each [B, C_l, h_l, w_l]; the last one is `features`. None behind `decoded`.
     begun: the images behind the first blocks of a plain ViT, for a host that runs the last ones; None for others.
     decoded: what the queries of a mask network made of the maps, for a host with `decode`; None for others.
     progress: share of the training that lies behind, for a host that changes over time; 1 = it is over.

@@ -28,7 +28,7 @@ from stage1_multilabel.scoring import BATCH
 from stage1_multilabel.task import MultiLabelTask
 from stage2_segmentation.augment import scaled_size
 from stage2_segmentation.config import Stage2Config
-from stage2_segmentation.hosts import LearnsSegments
+from stage2_segmentation.hosts import LearnsSegments, learns_objects
 from stage2_segmentation.inference import WINDOWS_AT_ONCE, corners
 from stage2_segmentation.losses import UpsampledCrossEntropy
 from stage2_segmentation.model import SegmentationModel, build_segmentation, scale_length
@@ -93,9 +93,15 @@ def samples_of(data: Fingerprint) -> Iterator[None]:
 
 
 def without_numbers(config: Config) -> Config:
-    """The same network without its weight file."""
+    """The same network without its weight file; one that learns objects learns labels, whose segments are imagined."""
+    if isinstance(config, Stage2Config) and objects_learnt(config):
+        config = replace(config, host=replace(config.host, options={**config.host.options, "target": "labels"}))
     backbone = replace(config.backbone, weights=None, frozen=config.backbone.is_frozen)
     return replace(config, backbone=backbone)  # type: ignore[arg-type]  # SwinConfig stays what it is
+
+
+def objects_learnt(config: Stage2Config) -> bool:
+    return learns_objects(config.host.kind, config.host.options)
 
 
 def empty_task(config: Config, classes: int) -> Task:
@@ -230,13 +236,14 @@ def stores(config: Config) -> bool:
 
 
 def stored_bytes(config: Config, model: Classifier | SegmentationModel) -> int:
-    """Of the views of an image: features f16 and label map i16. (Labels, in the place of a map, are few.)"""
+    """Of the views of an image: features f16 and label map i16, or label map and instance map i32. (Labels, in the
+    place of a map, are few.)"""
     if not stores(config):
         return 0
     side, trunk = side_of(config), model.backbone
-    pixels = 0 if isinstance(config, Stage1Config) else side**2
+    a_pixel = 0 if isinstance(config, Stage1Config) else 8 if objects_learnt(config) else 2
     features = sum(shape.channels * (-(-side // shape.stride)) ** 2 for shape in trunk.shapes)
-    return 2 * config.loop.cached_views * (features + pixels)
+    return config.loop.cached_views * (2 * features + a_pixel * side**2)
 
 
 def evaluate(model: nn.Module, config: Config, classes: int, image: tuple[int, int]) -> None:

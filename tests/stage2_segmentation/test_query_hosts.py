@@ -228,6 +228,13 @@ def test_nothing_kept_in_one_image_or_in_all_gives_a_finite_loss(masks: MaskLoss
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+def test_a_batch_without_a_kept_segment_has_no_loss_where_no_object_weighs_nothing() -> None:
+    rule = replace(rule_of(PointMasks(40)), no_object=0.0)
+    nowhere = by_label(torch.full((2, 32, 48), IGNORE))
+    loss, figures = query_loss(drawn_prediction(), nowhere, complete_ranking(2, K), cell=CELL, rule=rule)
+    assert loss.item() == figures["class_loss"].item() == 0
+
+
 def test_the_same_seed_draws_the_same_loss() -> None:
     losses = []
     for seed in (1, 1, 2):
@@ -246,6 +253,19 @@ def test_cells_beyond_the_edge_of_an_image_count_for_nothing() -> None:
     plain = F.binary_cross_entropy_with_logits(up, (mask[:1] == 0).float()) * 0.25  # of σ = 1/2
     inside = (mask[0] == 0).float().mean()
     assert found.item() == pytest.approx((plain * (0.25 * inside + 0.75 * (1 - inside))).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("masks", [PointMasks(40), WholeMasks()], ids=["points", "whole"])
+def test_cells_that_begin_beyond_an_image_change_no_loss(masks: MaskLoss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pyramid of a plain ViT has them, where the sides of a crop are no multiples of its patches."""
+    monkeypatch.setattr(torch, "rand", rand_by_shape)
+    own, segments = drawn_prediction(), by_label(drawn_mask()[:, :29, :45])
+    wide = replace(own, mask_logits=F.pad(own.mask_logits, (0, 4, 0, 8), value=9.0))
+    (loss, figures), (same, of_wide) = (
+        query_loss(each, segments, complete_ranking(2, K), cell=CELL, rule=rule_of(masks)) for each in (own, wide)
+    )
+    torch.testing.assert_close(same, loss)
+    torch.testing.assert_close(of_wide, figures)
 
 
 def test_points_are_in_segments_as_a_sampled_mask_says() -> None:
@@ -384,6 +404,15 @@ def test_labels_are_learnt_from_queries_or_pixels(kind: str, see: str) -> None:
     seen = model.eval().look(images)
     assert seen.decoded is not None
     assert seen.decoded.looked_at.shape == ((2, 32, QUERIES, 1) if see == "queries" else (2, 512, 2, 2))
+
+
+def test_the_maps_are_not_kept_behind_the_queries() -> None:
+    """Those of all windows of a large image would be, where its labels are ranked before it is segmented."""
+    model = build_segmentation(config_for("maskformer", labels=PROJECTED), K).eval()
+    seen = model.look(torch.randn(1, 3, 40, 40))
+    assert seen.decoded is not None
+    assert seen.maps == ()
+    assert seen.features.shape == (1, 512, 2, 2)
 
 
 def test_the_released_label_branch_has_its_parameters() -> None:

@@ -14,7 +14,7 @@ from kappaseg_core.ranking import complete_ranking
 from pipelines.plan.estimate import evaluations, hours_of, looks, macs_of, memory_of
 from pipelines.plan.fingerprint import Fingerprint
 from pipelines.plan.machine import Machine
-from pipelines.plan.step import Held, ImaginedTask, batch_of, empty_task, held, task_of, windows_of
+from pipelines.plan.step import Held, ImaginedTask, batch_of, empty_task, held, stored_bytes, task_of, windows_of
 from pipelines.published.estimate import REACHED
 from stage1_multilabel.config import HeadConfig, Stage1Config
 from stage2_segmentation.config import InferenceConfig, Stage2Config
@@ -101,6 +101,26 @@ def test_the_loss_without_numbers_is_that_of_training(host: str) -> None:
         task = task_of(config, 20, kind).train()
         losses.append(task(replace(batch_of(config, 20, task.model), mask=mask))[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_network_that_learns_objects_is_estimated_as_with_labels_but_for_the_maps_that_are_stored() -> None:
+    one, other = (
+        two(
+            backbone={"kind": "timm", "name": "resnet10t", "frozen": True}, loop={"cached_views": 3},
+            host={"kind": "maskformer", "options": {**TINY["maskformer"], "target": target}},
+        ) for target in ("labels", "objects")
+    )  # fmt: skip
+    counts, stored = ([of(config) for config in (one, other)] for of in (weights_of, stored_of))
+    assert counts[0] == counts[1]
+    assert stored[1] - stored[0] == 3 * (8 - 2) * 64**2  # i32 of labels and of objects, in the place of i16
+
+
+def weights_of(config: Stage2Config) -> int:
+    return sum(p.nbytes for p in empty_task(config, 20).parameters())
+
+
+def stored_of(config: Stage2Config) -> int:
+    return stored_bytes(config, empty_task(config, 20).model)
 
 
 def test_the_warm_up_of_a_label_branch_takes_less_and_is_not_what_is_estimated(found: Found) -> None:
