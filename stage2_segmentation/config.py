@@ -252,6 +252,6 @@ def joint_config(path: str | Path, settings: Sequence[tuple[str, str]]) -> Stage
             "--labels.head none: a network without a label branch cannot rank; use encoder, projected, decoder, pooled "
             "or group"
         )
-    known = load_config(Stage2Config, path, [*settings, ("source.train", "complete"), ("source.test", "complete")])
+    known = load_config(Stage2Config, path, [*settings, ("source.train", "oracle"), ("source.test", "oracle")])
     branch = [("labels.head", "encoder")] if known.labels.head == "none" else []
     return load_config(Stage2Config, path, [*settings, *branch, ("source.train", "joint")])

@@ -68,7 +68,10 @@ def build(config: BackboneConfig, *, image_size: int | None = None) -> networks.
             **{**SMALL, **side, **wanted}, num_classes=0, dynamic_img_size=True, embed_layer=partial(Cells, stem)
         )
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"backbone.options.vit do not make a ViT: {one_line(error)}") from None
+        raise UserError(
+            f"backbone.options.vit = {dict(wanted)} do not make a ViT: {one_line(error)}; give depth, embed_dim, "
+            "num_heads (a divisor of embed_dim) or other arguments of timm's VisionTransformer"
+        ) from None
     model._pos_embed = Positions(model, "bicubic")
     model.pretrained_cfg = {"mean": stem.mean, "std": stem.std}
     use_faster_modules(model)

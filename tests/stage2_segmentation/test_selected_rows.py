@@ -15,7 +15,7 @@ from kappaseg_core.config import LoopConfig, OptimConfig, build
 from kappaseg_core.errors import UserError
 from kappaseg_core.loop import Trainer, fit
 from kappaseg_core.placement import Placement
-from stage2_segmentation.config import BranchLossConfig, LabelsConfig, SourceConfig, Stage2Config
+from stage2_segmentation.config import BranchLossConfig, LabelsConfig, SourceConfig, Stage2Config, joint_config
 from stage2_segmentation.model import build_segmentation
 from stage2_segmentation.sources.oracle import Oracle
 from stage2_segmentation.task import SegmentTask
@@ -115,6 +115,12 @@ def test_where_every_step_reads_all_rows_there_is_one_line(settings: dict[str, A
 def test_a_branch_with_tables_of_its_own_leaves_the_hosts_rows_to_the_ranking() -> None:
     for labels in (LabelsConfig("pooled"), LabelsConfig("projected", {"classes": "own", "width": 8, "heads": 2})):
         build_segmentation(config_for(Path("unused"), labels=labels, optim=SELECTED), K)
+
+
+def test_the_command_of_the_joint_scheme_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "stage2.yaml").write_text("labels: {head: pooled}")
+    config = joint_config(tmp_path / "stage2.yaml", [("optim.selected_rows", "true")])
+    assert config.optim.selected_rows and config.source.train == "joint"
 
 
 def test_several_workers_are_refused(tmp_path: Path) -> None:
