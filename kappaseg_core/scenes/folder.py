@@ -11,6 +11,8 @@ and where objects are told apart (data.options.instances: instances):
                              0 = no object; 65535 = objects of the mask's label that were not told apart
     root/things.txt          the classes that have objects, one name of classes.txt per line; the others are stuff
 
+Maps of all segments, which number those of stuff too, are read with data.options.numbers: segments.
+
 What a mask value means is stated, never guessed: data.options.ignore and data.options.id_map.
 """
 
@@ -20,6 +22,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -49,6 +52,11 @@ class Options:
     """folder of the label maps, below root"""
     instances: str | None = None
     """folder of the instance maps, below root, for panoptic segmentation; null = objects are not told apart"""
+    numbers: Literal["objects", "segments"] = "objects"
+    """what instance maps number. objects: objects alone, a number elsewhere is an error; segments: all segments, and
+    the numbers of stuff and of pixels without a label do not count"""
+    things: str = "things.txt"
+    """file of the classes that have objects, below root or anywhere"""
 
     def __post_init__(self) -> None:
         if self.ignore is not None and not 0 <= self.ignore < VALUES:
@@ -111,7 +119,7 @@ class FolderScenes:
         self._table = value_table(options.ignore, options.id_map, class_names)
         self.things: tuple[bool, ...] | None = None
         if options.instances is not None:
-            self.things = _things(root, options.instances, class_names)
+            self.things = _things(root, options, class_names)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -125,9 +133,7 @@ class FolderScenes:
             raise SizesDiffer(self._size_problem(index, data, image.shape[1:], mask.shape))
         if self.things is None:
             return Scene(image, mask, self.image_ids[index])
-        instances = self.instances(index)
-        self._refuse_misplaced(index, mask, instances)
-        return Scene(image, mask, self.image_ids[index], instances)
+        return Scene(image, mask, self.image_ids[index], self._objects(index, mask))
 
     def image(self, index: int) -> np.ndarray:
         """The photo alone, u8 [3, H, W]; the mask may be missing."""
@@ -188,23 +194,28 @@ class FolderScenes:
         sizes = "{}x{}".format(*shape), "{}x{}".format(*mask_shape)
         return f"{image} is {sizes[0]} (height x width){rotated}, {mask} is {sizes[1]}; {fix}"
 
-    def _refuse_misplaced(self, index: int, mask: np.ndarray, instances: np.ndarray) -> None:
-        """Raises UserError where the instance map is of another size, or has an object where the mask has no thing."""
-        path = self.instances_path(index)
+    def _objects(self, index: int, mask: np.ndarray) -> np.ndarray:
+        """The instance map of a mask. Raises UserError where it is of another size, or has an object where the mask has
+        no thing."""
+        path, instances = self.instances_path(index), self.instances(index)
         if instances.shape != mask.shape:
             sizes = "{}x{}".format(*instances.shape), "{}x{}".format(*mask.shape)
             raise SizesDiffer(
                 f"instance map {path} is {sizes[0]} (height x width), its mask is {sizes[1]}; write one of them again"
             )
         nothing = ~np.array([*(self.things or ()), False])  # IGNORE = -1 picks the last one
+        if self.options.numbers == "segments":
+            return np.where(nothing[mask], np.int32(0), instances)
         wrong = mask[(instances != 0) & nothing[mask]]
         if wrong.size:
             label = int(wrong[0])
             where = "pixels without a label" if label == IGNORE else f"{self.class_names[label]!r}, which is stuff"
             raise MisplacedObject(
                 f"instance map {path} has an object on {where} ({wrong.size} such pixels), wanted 0 there; write it "
-                f"again, or list the class in {self.root / 'things.txt'}"
+                f"again, list the class in {self.root / self.options.things}, or where stuff is numbered too set "
+                "data.options.numbers to segments"
             )
+        return instances
 
     def _unknown_values(self, path: Path, values: np.ndarray) -> UnknownValues:
         found, pixels = np.unique(values, return_counts=True)
@@ -237,13 +248,14 @@ def read_things(path: Path, class_names: tuple[str, ...]) -> tuple[bool, ...]:
     return tuple(name in listed for name in class_names)
 
 
-def _things(root: Path, instances: str, class_names: tuple[str, ...]) -> tuple[bool, ...]:
+def _things(root: Path, options: Options, class_names: tuple[str, ...]) -> tuple[bool, ...]:
     """Those of a folder with instance maps. Raises UserError where their folder or the list is missing."""
-    if not (root / instances).is_dir():
+    folder = root / str(options.instances)
+    if not folder.is_dir():
         raise UserError(
-            f"data.options.instances = {instances!r}: {root / instances} is no folder; name that of the instance maps"
+            f"data.options.instances = {options.instances!r}: {folder} is no folder; name that of the instance maps"
         )
-    return read_things(root / "things.txt", class_names)
+    return read_things(root / options.things, class_names)
 
 
 def read_split(root: Path, split: str) -> list[str]:

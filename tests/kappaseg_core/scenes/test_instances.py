@@ -71,6 +71,17 @@ def test_a_folder_gives_numbers_and_crowds_and_says_which_labels_are_things(cars
     assert found.labels.tolist() == [0, 1, 3, 3, 4, 4] and found.areas().tolist() == [2, 2, 3, 2, 1, 2]
 
 
+def test_maps_of_all_segments_are_read_without_the_numbers_of_stuff(cars: DataFolder, tmp_path: Path) -> None:
+    """Of the pixels without a label likewise. The list of things may lie elsewhere."""
+    things = tmp_path / "elsewhere.txt"
+    (cars.root / "things.txt").rename(things)
+    write(cars, "x", np.where(INSTANCES == 0, np.uint16(9), INSTANCES))
+    scene = cars.open("train", instances="instances", numbers="segments", things=str(things))[0]
+    wanted = np.where(INSTANCES == 65535, CROWD, INSTANCES.astype(int))
+    wanted[2, 2] = 9  # a car's pixel: its number is that of an object
+    assert scene.instances is not None and scene.instances.tolist() == wanted.tolist()
+
+
 def test_a_folder_that_is_not_asked_for_them_reads_no_instance_map(cars: DataFolder) -> None:
     (cars.root / "things.txt").unlink()
     scenes = cars.open()
