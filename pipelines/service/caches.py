@@ -116,6 +116,7 @@ class ServedCache:
         self.now: Generation | None = None
         self.fault: str | None = "not opened yet"
         self._seen: object = None
+        self._missing = False  # whether the directory was away at the last look
         self._counters: tuple[Counter, Counter] | None = None
 
     def current(self) -> Generation:
@@ -134,10 +135,11 @@ class ServedCache:
     def refresh(self, class_names: tuple[str, ...] | None = None) -> None:
         """Take over a new generation, notice damage. class_names: those that it has to have."""
         seen = self._look()
+        missing, self._missing = self._missing, seen is None and not self.path.is_dir()
         if seen is not None and seen == self._seen:
             return
-        if seen is None and self.now is not None and self.path.is_dir():
-            return  # being written anew
+        if seen is None and self.now is not None and not (missing and self._missing):
+            return  # being written anew; between two renames a whole directory may be away for a moment
         try:
             found = LabelCache.open(self.path, expect=Expectation(class_names=class_names) if class_names else None)
             generation = Generation.of(found)

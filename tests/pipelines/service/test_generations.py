@@ -184,6 +184,23 @@ def test_while_a_generation_is_written_the_last_one_answers(tmp_path: Path) -> N
         assert client.get("/v1/caches/labels/labels/image-007").json()["version"] == new
 
 
+def test_a_directory_that_is_away_for_a_moment_is_not_missed(tmp_path: Path) -> None:
+    """Two renames replace a directory. At the second look it is gone."""
+    folder, aside = tmp_path / "labels", tmp_path / "aside"
+    write(folder, 0)
+    with serving(folder, check_seconds=60) as client:
+        folder.rename(aside)
+        followed(client).refresh(CLASSES)
+        assert client.get("/v1/readyz").status_code == 200
+        aside.rename(folder)
+        followed(client).refresh(CLASSES)
+        folder.rename(aside)
+        followed(client).refresh(CLASSES)
+        assert client.get("/v1/readyz").status_code == 200
+        followed(client).refresh(CLASSES)
+        assert client.get("/v1/caches/labels/labels/image-007").status_code == 503
+
+
 # --------------------------------------------------------------------------------------------------------------- damage
 
 
