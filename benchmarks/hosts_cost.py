@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from pipelines.bench.comparisons import known_in
 from pipelines.bench.turns import Record, seconds
-from pipelines.results_doc import Cell, ResultTable, Section, format_number, read_results
+from pipelines.results_doc import Cell, ResultTable, Section, format_number
 
 ROOT = Path(__file__).parents[1]
 FILE = "benchmarks/results/hosts_in_k.json"
@@ -24,9 +24,7 @@ Comparisons = Mapping[str, Sequence[Record]]
 
 def comparisons() -> Comparisons:
     """Nothing before the first run of the program."""
-    if not (ROOT / FILE).exists():
-        return {}
-    return {name: each["variants"] for name, each in read_results(ROOT / FILE)["comparisons"].items()}
+    return {name: each["variants"] for name, each in known_in(ROOT / FILE).items()}
 
 
 def sections() -> Iterator[Section]:
@@ -51,7 +49,7 @@ COUNTED = (
 
 
 def introduction() -> str:
-    results: dict[str, Any] = read_results(ROOT / FILE)["comparisons"]
+    results = known_in(ROOT / FILE)
     machines = sorted({f"{each['machine']['cpu']}, {each['threads']} threads" for each in results.values()})
     rounds = sorted({str(each["rounds"]) for each in results.values()})
     kappa = sorted(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from pipelines.bench.comparisons import known_in
 from pipelines.bench.turns import Record, seconds
-from pipelines.results_doc import Cell, ResultTable, Section, read_results
+from pipelines.results_doc import Cell, ResultTable, Section
 
 ROOT = Path(__file__).parents[1]
 FILE = "benchmarks/results/encoder_only.json"
@@ -19,9 +19,7 @@ OURS, SEGMENTER, EOMT, ALIKE = "encoder-only", "Segmenter", "EoMT, 100 queries",
 
 def comparisons() -> dict[str, Sequence[Record]]:
     """Nothing before the first run of the program."""
-    if not (ROOT / FILE).exists():
-        return {}
-    return {name: each["variants"] for name, each in read_results(ROOT / FILE)["comparisons"].items()}
+    return {name: each["variants"] for name, each in known_in(ROOT / FILE).items()}
 
 
 def sections() -> Iterator[Section]:
@@ -29,7 +27,7 @@ def sections() -> Iterator[Section]:
     if not found:
         yield Section(TITLE, (f"Not measured yet:\n\n```sh\n{COMMAND}\n```",))
         return
-    results: dict[str, Any] = read_results(ROOT / FILE)["comparisons"]
+    results = known_in(ROOT / FILE)
     rounds = sorted({str(each["rounds"]) for each in results.values()})
     machines = sorted({f"{each['machine']['cpu']}, {each['threads']} threads" for each in results.values()})
     about = (

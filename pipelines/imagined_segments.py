@@ -30,9 +30,7 @@ def imagined_segments(count: int) -> Iterator[None]:
         return Truth(found.map, numbers, found.labels)
 
     def assigned(costs: Sequence[Tensor]) -> Pairs:
-        return [
-            (torch.arange(min(c.shape), device=c.device), torch.arange(min(c.shape), device=c.device)) for c in costs
-        ]
+        return [(torch.arange(min(cost.shape), device=cost.device),) * 2 for cost in costs]
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(SegmentTask, "segments", segments))

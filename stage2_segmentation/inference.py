@@ -145,18 +145,25 @@ def pieces_of_views(
 
 
 def placed(network: Network, look: Look, ranking: Ranking, mirrored: bool, size: tuple[int, int]) -> Iterator[Piece]:
+    """The windows of a look, segmented and placed in the image."""
+    prediction = network.segment(look.seen, repeated(ranking, len(look.places)))
+    return in_image(prediction, look, network.cell, mirrored, size)
+
+
+def in_image(
+    prediction: AnyPrediction, look: Look, cell: int, mirrored: bool, size: tuple[int, int]
+) -> Iterator[Piece]:
     """The windows of a look, each as cells with the weights that they have in the image's rows and columns.
 
     A pixel's logits (its scores, where queries have masks) are the mean over the windows that hold it. Windows form a
     grid, so how many these are is a number of its row times one of its column.
     """
-    prediction = network.segment(look.seen, repeated(ranking, len(look.places)))
     rows_seen, columns_seen = (
         times_covered(side, window, look.stride) for side, window in zip(look.view, look.size, strict=True)
     )
     for (top, left), (cells, piece) in zip(look.places, in_cells(prediction), strict=True):
-        rows = window_weights(cells.shape[0], network.cell, top, look.size[0], rows_seen)
-        columns = window_weights(cells.shape[1], network.cell, left, look.size[1], columns_seen)
+        rows = window_weights(cells.shape[0], cell, top, look.size[0], rows_seen)
+        columns = window_weights(cells.shape[1], cell, left, look.size[1], columns_seen)
         columns = columns.flip(0) if mirrored else columns
         yield piece(
             cells, Axis.of(resized_axis(rows, size[0]), cells), Axis.of(resized_axis(columns, size[1]), cells),

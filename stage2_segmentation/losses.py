@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
 from stage2_segmentation.nearest_loss import nearest_loss
-from stage2_segmentation.pixels import Axis, Strips, axis_weights, strips_of
+from stage2_segmentation.pixels import Axis, Strips, both_axes, strips_of
 from stage2_segmentation.structures import NearestPrediction, Prediction
 
 #: ranks that the kernel for GPUs holds at most
@@ -49,10 +49,7 @@ def segmentation_loss(
     mask = mask[:, stride // 2 :: stride, stride // 2 :: stride]
     target = to_rank_space(mask, ranking, num_classes)
     logits = rank_logits.float()
-    rows, columns = (
-        Axis.of(axis_weights(cells, cell, pixels, stride=stride), logits)
-        for cells, pixels in zip(logits.shape[2:], mask.shape[1:], strict=True)
-    )
+    rows, columns = both_axes(logits.shape[2:], cell, mask.shape[1:], logits, stride=stride)
     with full_precision(logits.device):
         factor = cell // stride if cell % stride == 0 else None
         total, right = UpsampledCrossEntropy.apply(logits, target, rows, columns, factor)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kappaseg_core.precision import full_precision
 from kappaseg_core.ranking import IGNORE, Ranking, to_rank_space
-from stage2_segmentation.pixels import Axis, Strips, axis_weights, strips_of
+from stage2_segmentation.pixels import Axis, Strips, both_axes, strips_of
 from stage2_segmentation.structures import NearestPrediction
 
 #: labels that pixels are compared with at one time
@@ -34,10 +34,7 @@ def nearest_loss(
     mask = mask[:, stride // 2 :: stride, stride // 2 :: stride]
     target = to_rank_space(mask, ranking, num_classes)
     cells = prediction.cells
-    rows, columns = (
-        Axis.of(axis_weights(count, cell, pixels, stride=stride), cells)
-        for count, pixels in zip(cells.shape[2:], mask.shape[1:], strict=True)
-    )
+    rows, columns = both_axes(cells.shape[2:], cell, mask.shape[1:], cells, stride=stride)
     with full_precision(cells.device):
         total, right = NearestCrossEntropy.apply(
             cells, prediction.rows, prediction.valid, target, rows, columns, prediction.nearest, prediction.scale

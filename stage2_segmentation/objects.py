@@ -11,7 +11,7 @@ from torch import Tensor
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import OwnRanking, Ranking, to_label_space
 from stage2_segmentation.config import InferenceConfig
-from stage2_segmentation.inference import Network, Segmented, first_looks, one_image, pieces_of_views
+from stage2_segmentation.inference import Network, Segmented, first_looks, in_image, one_image
 from stage2_segmentation.panoptic import Queries, SegmentRule, View, segments_of_queries
 from stage2_segmentation.rank_maps import best_ranks
 from stage2_segmentation.structures import QueryPrediction
@@ -38,8 +38,8 @@ def segmented_objects(
         Queries(prediction.class_logits[0], prediction.mask_logits[0]), ranking, things,
         View(network.cell, look.view, size), SegmentRule.of(plan.segments),
     )  # fmt: skip
-    pieces = pieces_of_views(network, image, ranking, plan, size=size, first=[look])
-    label_map = to_label_space(best_ranks(pieces, size)[None], ranking)[0]
+    pieces = [*in_image(prediction, look, network.cell, False, size)]
+    label_map = to_label_space(best_ranks([pieces], size)[None], ranking)[0]
     return Segmented(label_map, ranking, label_scores, segments)
 
 

@@ -9,7 +9,7 @@ ever there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,16 @@ def axis_weights(cells: int, cell: int, pixels: int, *, stride: int = 1) -> Tens
     stride: every stride-th pixel; `pixels` counts these.
     """
     return resized_axis(torch.eye(cells, dtype=torch.float64), -(-cells * cell // stride))[:pixels]
+
+
+def both_axes(
+    cells: Sequence[int], cell: int, pixels: Sequence[int], like: Tensor, *, stride: int = 1
+) -> tuple[Axis, Axis]:
+    """Rows and columns of maps of so many cells a side, at so many pixels: `axis_weights`, on the device of `like`."""
+    rows, columns = (
+        Axis.of(axis_weights(count, cell, side, stride=stride), like) for count, side in zip(cells, pixels, strict=True)
+    )
+    return rows, columns
 
 
 def resized_axis(weights: Tensor, pixels: int) -> Tensor:

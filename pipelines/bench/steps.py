@@ -25,7 +25,7 @@ from stage2_segmentation import losses
 from stage2_segmentation.config import InferenceConfig, SourceConfig, Stage2Config
 from stage2_segmentation.inference import in_cells, segmented
 from stage2_segmentation.model import SegmentationModel, build_segmentation
-from stage2_segmentation.pixels import Axis, axis_weights
+from stage2_segmentation.pixels import both_axes
 from stage2_segmentation.rank_maps import best_ranks
 from stage2_segmentation.structures import NearestPrediction, Prediction, QueryPrediction
 from stage2_segmentation.task import SegmentTask
@@ -224,9 +224,6 @@ def label_maps(model: SegmentationModel, images: Tensor, ranking: Ranking, size:
         ranking = top_kappa(seen.label_logits.float().sigmoid(), ranking.kappa)
     ranks = []
     for cells, piece in in_cells(model.segment(seen, ranking)):
-        rows, columns = (
-            Axis.of(axis_weights(count, model.cell, pixels), cells)
-            for count, pixels in zip(cells.shape[:2], size, strict=True)
-        )
+        rows, columns = both_axes(cells.shape[:2], model.cell, size, cells)
         ranks.append(best_ranks([[piece(cells, rows, columns, alone=True)]], size))
     return to_label_space(torch.stack(ranks), ranking)

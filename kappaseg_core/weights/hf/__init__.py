@@ -30,6 +30,12 @@ def packed(theirs: tuple[str, str, str], ours: str) -> list[Rule]:
     return [Rule(rf"{name}\.{KIND}", rf"{ours}.\{number}[{part}]") for part, name in enumerate(theirs)]
 
 
+def model_of_timm(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a backbone: a model of timm and what it is made with."""
+    told = {f"backbone.options.{option}": value for option, value in options.items()}
+    return {"backbone.kind": "timm", "backbone.name": name} | told
+
+
 def refuse_other(config: Mapping[str, Any], name: str, *wanted: Any) -> None:
     """Raise UserError where a setting of the network has a value that changes what it computes, and that timm lacks."""
     if config.get(name, wanted[0]) not in wanted:

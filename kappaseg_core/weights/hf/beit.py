@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.weights.hf import KIND, linear, refuse_other
+from kappaseg_core.weights.hf import KIND, linear, model_of_timm, refuse_other
 from kappaseg_core.weights.layout import State, layers, sizes, square_root
 from kappaseg_core.weights.renaming import Rule
 
@@ -67,5 +67,4 @@ def settings(config: Mapping[str, Any], state: State) -> dict[str, Any]:
     hidden, _ = sizes(state, "blocks.0.mlp.fc1.weight", 2)
     if hidden != 4 * width:
         options["mlp_ratio"] = hidden / width
-    name = NAMES.get((width, blocks), NAMES[768, 12])
-    return {"backbone.kind": "timm", "backbone.name": name} | {f"backbone.options.{k}": v for k, v in options.items()}
+    return model_of_timm(NAMES.get((width, blocks), NAMES[768, 12]), options)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.weights.hf import linear, refuse_other
+from kappaseg_core.weights.hf import linear, model_of_timm, refuse_other
 from kappaseg_core.weights.layout import State, layers, sizes
 from kappaseg_core.weights.renaming import Rule
 
@@ -55,5 +55,4 @@ def settings(config: Mapping[str, Any], state: State) -> dict[str, Any]:
         options |= {"dims": widths, "depths": list(blocks)}
     if patch != 4:
         options["patch_size"] = patch
-    name = NAMES.get((width, blocks), "convnext_tiny")
-    return {"backbone.kind": "timm", "backbone.name": name} | {f"backbone.options.{k}": v for k, v in options.items()}
+    return model_of_timm(NAMES.get((width, blocks), "convnext_tiny"), options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kappaseg_core.errors import UserError
-from kappaseg_core.weights.hf import linear, packed, refuse_other
+from kappaseg_core.weights.hf import linear, model_of_timm, packed, refuse_other
 from kappaseg_core.weights.layout import State, layers, sizes, square_root
 from kappaseg_core.weights.renaming import Rule
 
@@ -67,5 +67,4 @@ def settings(config: Mapping[str, Any], state: State) -> dict[str, Any]:
     hidden = sizes(state, "blocks.0.mlp.fc1.weight", 2)[0]
     if not gated and hidden != 4 * width:
         options["mlp_ratio"] = hidden / width
-    name = NAMES.get((width, blocks, gated), NAMES[768, 12, False])
-    return {"backbone.kind": "timm", "backbone.name": name} | {f"backbone.options.{k}": v for k, v in options.items()}
+    return model_of_timm(NAMES.get((width, blocks, gated), NAMES[768, 12, False]), options)
