@@ -27,7 +27,8 @@ def sections() -> Iterator[Section]:
         "differs from the dense one stand in `kappaseg_core/row_optim.py`. *Optimiser* is clipping and the "
         "optimiser's step. Where weights are averaged (`loop.ema`), that still reads all rows.",
         f"A step is on two images of ViT-T or one of ViT-B, κ = {found['kappa']}, so that the optimiser weighs more in "
-        f"it than in one on a full batch. Machine: {machines(found['cases'])}.",
+        f"it than in one on a full batch. Machine: {machines(found['cases'])}; its other core had work beside, and the "
+        "spread over turns is larger than what the optimiser saves of a step.",
     )
     yield Section("An optimiser that changes selected rows", about, (ResultTable(COLUMNS, rows, (COMMAND,), (FILE,)),))
 
