@@ -73,10 +73,10 @@ class PanopticSums:
 
     def summary(self) -> dict[str, float | int]:
         """The means over labels that are in some segment, in 0..1: PQ, SQ, RQ; the same of things and of stuff, like
-        "PQ_things"; "labels", how many they are. NaN where there is none."""
+        "PQ_things"; "labels", how many they are. NaN where there is none. "found", predicted segments that count."""
         quality = self.quality()
         things = torch.tensor(self.things, device=quality.device)
-        values: dict[str, float | int] = {}
+        values: dict[str, float | int] = {"found": int((self.matched + self.extra).sum())}
         for group, chosen in (("", torch.ones_like(things)), ("_things", things), ("_stuff", ~things)):
             means = quality[:, chosen].nanmean(1).tolist()
             values |= {f"{name}{group}": mean for name, mean in zip(("PQ", "SQ", "RQ"), means, strict=True)}

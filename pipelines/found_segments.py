@@ -15,10 +15,11 @@ from pipelines.segment_files import SegmentFiles, refuse_segments_there
 from pipelines.tables import show_table
 from stage2_segmentation.evaluate import Evaluation
 from stage2_segmentation.model import SegmentationModel
+from stage2_segmentation.panoptic import SegmentRule
 
 
 def show_segments(runs: Sequence[Path], results: Sequence[Evaluation]) -> None:
-    """Print the quality of segments, of the runs that find any."""
+    """Print the quality of segments, of the runs that learn objects, and what to try where one found none."""
     rows = [
         [run.name, *row]
         for run, result in zip(runs, results, strict=True)
@@ -27,6 +28,12 @@ def show_segments(runs: Sequence[Path], results: Sequence[Evaluation]) -> None:
     ]
     if rows:
         show_table("segments, in %", ["run", "", *QUALITY_COLUMNS], rows)
+    for run, result in zip(runs, results, strict=True):
+        if result.panoptic is not None and not result.panoptic["found"]:
+            print(
+                f"{run.name}: no segment was found; a query becomes one where its label has the probability "
+                f"inference.segments.score ({SegmentRule.score} as published), seldom reached in short runs; lower it"
+            )
 
 
 def files_for_segments(

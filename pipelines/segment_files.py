@@ -7,7 +7,7 @@ from typing import Any
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.scenes.panoptic_files import Categories
-from kappaseg_core.scenes.panoptic_writing import FILE, make_folders, write_annotations, write_segments
+from kappaseg_core.scenes.panoptic_writing import FILE, coco_id, make_folders, write_annotations, write_segments
 from kappaseg_core.segments import Segments
 
 
@@ -17,8 +17,15 @@ class SegmentFiles:
     def __init__(self, folder: Path, categories: Categories) -> None:
         self.folder, self.categories = folder, categories
         self.annotations: list[dict[str, Any]] = []
+        self.names: dict[int | str, str] = {}
 
     def add(self, image_id: str, segments: Segments) -> None:
+        number = coco_id(image_id)
+        if (before := self.names.setdefault(number, image_id)) != image_id:
+            raise UserError(
+                f"images {before} and {image_id} are both {number} in panoptic.json, where images have numbers; "
+                "rename one of them"
+            )
         if not self.annotations:
             make_folders(self.folder)
         self.annotations.append(write_segments(self.folder, image_id, segments, self.categories))

@@ -23,6 +23,8 @@ INPUTS = {
 OUTPUTS = {
     "label_map": "id of each pixel's label, a line number of classes.txt from 0",
     "rank_logits": "logit of each kept label in each cell, in rank order",
+    "class_logits": "logit of each kept label for each query, in rank order, and of no object last",
+    "mask_logits": "logit of each query in each cell",
     "labels": "ids of the kept labels, most probable first; equal scores in order of id",
     "scores": "their probabilities",
     "label_logits": "logit of every label, in order of id",

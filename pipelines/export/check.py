@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kappaseg_core.errors import UserError
 from kappaseg_core.ranking import IGNORE
-from pipelines.export.networks import Exported, Tensors
-from stage2_segmentation.pixels import to_pixels
+from pipelines.export.networks import Exported, Tensors, rank_scores
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)  # images at a time; the graph was made with another number
@@ -26,9 +26,9 @@ BATCHES = (1, 3)  # images at a time; the graph was made with another number
 class Agreement:
     """differences: by output; wanted at most TOLERANCE, for scores and labels more by what rounding does to scores.
 
-    label_logits, rank_logits: the largest, over the largest value; rank_logits where both have the same ranking.
+    logits: the largest, over the largest value; those of ranks where both have the same ranking.
     scores: the largest.   labels: by how much a label's score misses that of the rank that it took.   label_map: by how
-    much a pixel's label misses the largest logit there, over the largest value.
+    much a pixel's label misses the largest score of a rank there, over the largest value.
     equal: share of the labels, and of the pixels, that are the same: where scores or logits tie, either may win.
     """
 
@@ -92,29 +92,39 @@ def compared(network: Any, inputs: Tensors, found: Tensors, wanted: Tensors) -> 
 
 def compared_maps(found: Tensors, wanted: Tensors, kept: Tensor, cell: int) -> dict[str, float]:
     """The same for label maps of images with the same ranking."""
-    empty = (kept == IGNORE)[..., None, None]
-    own, other = (outputs["rank_logits"].masked_fill(empty, 0.0) for outputs in (wanted, found))
-    missing = max(
-        shortfall(logits, labels, maps, cell)
-        for logits, labels, *maps in zip(
-            wanted["rank_logits"], kept, found["label_map"], wanted["label_map"], strict=True
-        )
-    )
-    return {"rank_logits": relative(other, own), "label_map": missing / largest(own)}
+    maps = wanted["label_map"]
+    empty = kept == IGNORE
+    differences: dict[str, float] = {
+        name: relative(*(without_ranks(name, outputs[name], empty) for outputs in (found, wanted)))
+        for name in ("rank_logits", "class_logits", "mask_logits")
+        if name in wanted
+    }
+    scores = rank_scores(wanted, (maps.shape[1], maps.shape[2]), cell)
+    missing = max(map(shortfall, scores, kept, found["label_map"], maps))
+    return {**differences, "label_map": missing / largest(scores.masked_fill(empty[..., None, None], 0.0))}
 
 
-def shortfall(rank_logits: Tensor, kept: Tensor, maps: list[Tensor], cell: int) -> float:
-    """By how much the logits of the labels in one map miss the largest ones, where it differs from the other map.
+def without_ranks(name: str, logits: Tensor, empty: Tensor) -> Tensor:
+    """Logits of that name, 0 where they belong to a rank without a label. empty: bool [B, κ]."""
+    match name:
+        case "rank_logits":
+            return logits.masked_fill(empty[..., None, None], 0.0)
+        case "class_logits":
+            return logits.masked_fill(F.pad(empty, (0, 1))[:, None], 0.0)
+    return logits
 
-    rank_logits [κ, h, w] and kept [κ] of one image; maps [H, W], two. Infinite for a label that was not kept.
+
+def shortfall(scores: Tensor, kept: Tensor, found: Tensor, wanted: Tensor) -> float:
+    """By how much the scores of the labels in one map miss the largest ones, where it differs from the other map.
+
+    scores [κ, H, W] and kept [κ] of one image; maps [H, W]. Infinite for a label that was not kept.
     """
-    found, wanted = maps
     differ = found != wanted
     if not bool(differ.any()):
         return 0.0
-    logits = to_pixels(rank_logits[None], (found.shape[0], found.shape[1]), cell)[0][:, differ]
-    reached = logits.masked_fill(kept[:, None] != found[differ], -torch.inf).amax(0)
-    return float((logits.amax(0) - reached).max())
+    here = scores[:, differ]
+    reached = here.masked_fill(kept[:, None] != found[differ], -torch.inf).amax(0)
+    return float((here.amax(0) - reached).max())
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

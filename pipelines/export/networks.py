@@ -3,7 +3,7 @@
 Each is a module with tensors in and a dictionary of tensors out, and with nothing that depends on their values, so that
 it can be traced. κ, H and W are fixed; B is free.
 
-Legend: B images, K all labels, κ kept labels, H W pixels, h w cells.
+Legend: B images, K all labels, κ kept labels, H W pixels, h w cells, Q queries of a mask network.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kappaseg_core.ranking import IGNORE, OwnRanking, Ranking, complete_ranking,
 from stage1_multilabel.scoring import label_scores
 from stage2_segmentation.model import SegmentationModel
 from stage2_segmentation.pixels import to_pixels
+from stage2_segmentation.structures import AnyPrediction, QueryPrediction
 
 Tensors = dict[str, Tensor]
 
@@ -82,8 +83,8 @@ class RankingNetwork(Exported):
 class MapNetwork(Exported):
     """A segmentation network among given labels.
 
-    image u8 [B, 3, H, W], labels i64 [B, κ] → label_map i32 [B, H, W], rank_logits f32 [B, κ, h, w].
-    The labels are ids in the order of their ranks; IGNORE marks ranks that hold none, which come last.
+    image u8 [B, 3, H, W], labels i64 [B, κ] → label_map i32 [B, H, W] and the logits that it was read from, see
+    `logits_of`. The labels are ids in the order of their ranks; IGNORE marks ranks that hold none, which come last.
     """
 
     kind = "segmenter"
@@ -94,11 +95,10 @@ class MapNetwork(Exported):
 
     def forward(self, image: Tensor, labels: Tensor) -> Tensors:
         ranking = given_ranking(labels)
-        logits = self.network(self.normalised(image), ranking).rank_logits
-        return {"label_map": label_map(logits, ranking, image, self.network.cell), "rank_logits": logits}
+        return mapped(self.network(self.normalised(image), ranking), ranking, image, self.network.cell)
 
     def kept(self, inputs: Tensors, outputs: Tensors) -> Tensor:
-        """Ids of the ranks of rank_logits, i64 [B, κ]; IGNORE where a rank holds none."""
+        """Ids of the ranks that there are logits of, i64 [B, κ]; IGNORE where a rank holds none."""
         return inputs["labels"]
 
     def examples(self, images: int, size: tuple[int, int], generator: torch.Generator) -> Tensors:
@@ -109,7 +109,7 @@ class MapNetwork(Exported):
 
 
 class CompleteMapNetwork(Exported):
-    """The plain baseline, among all K labels in order of id: image → label_map, rank_logits f32 [B, K, h, w]."""
+    """The plain baseline, among all K labels in order of id: image → label_map and logits, with κ = K."""
 
     kind = "segmenter"
 
@@ -117,25 +117,23 @@ class CompleteMapNetwork(Exported):
         ranking = complete_ranking(image.shape[0], self.kappa, image.device)
         seen = self.network.look(self.normalised(image))
         # not network.segment, which would pick those of the ranking among all K
-        logits = self.network.host(seen, ranking).rank_logits
-        return {"label_map": label_map(logits, ranking, image, self.network.cell), "rank_logits": logits}
+        return mapped(self.network.host(seen, ranking), ranking, image, self.network.cell)
 
     def kept(self, inputs: Tensors, outputs: Tensors) -> Tensor:
         return complete_ranking(len(inputs["image"]), self.kappa).labels
 
 
 class JointNetwork(Exported):
-    """A network that ranks for itself: image → label_map, labels, scores, rank_logits, label_logits f32 [B, K]."""
+    """A network that ranks for itself: image → label_map and logits, labels, scores, label_logits f32 [B, K]."""
 
     kind = "joint"
 
     def forward(self, image: Tensor) -> Tensors:
         seen = self.network.look(self.normalised(image))
         ranking = OwnRanking(self.kappa).of(self.scores(seen.label_logits))
-        logits = self.network.segment(seen, ranking).rank_logits
         return {
-            "label_map": label_map(logits, ranking, image, self.network.cell), "labels": ranking.labels,
-            "scores": ranking.scores, "rank_logits": logits, "label_logits": seen.label_logits,
+            **mapped(self.network.segment(seen, ranking), ranking, image, self.network.cell),
+            "labels": ranking.labels, "scores": ranking.scores, "label_logits": seen.label_logits,
         }  # fmt: skip
 
     def scores(self, label_logits: Tensor) -> Tensor:
@@ -161,7 +159,28 @@ def given_ranking(labels: Tensor) -> Ranking:
     return Ranking(labels * valid, torch.full_like(labels, torch.nan, dtype=torch.float32), valid)
 
 
-def label_map(rank_logits: Tensor, ranking: Ranking, image: Tensor, cell: int) -> Tensor:
-    """The id of each pixel's best rank, i32 [B, H, W]."""
-    size = (image.shape[-2], image.shape[-1])
-    return to_label_space(to_pixels(rank_logits, size, cell).argmax(1), ranking).int()
+def mapped(prediction: AnyPrediction, ranking: Ranking, image: Tensor, cell: int) -> Tensors:
+    """label_map: the id of each pixel's best rank, i32 [B, H, W]; and the logits that it was read from."""
+    logits = logits_of(prediction)
+    scores = rank_scores(logits, (image.shape[-2], image.shape[-1]), cell)
+    return {"label_map": to_label_space(scores.argmax(1), ranking).int(), **logits}
+
+
+def logits_of(prediction: AnyPrediction) -> Tensors:
+    """rank_logits f32 [B, κ, h, w]; those of a mask network are class_logits f32 [B, Q, κ + 1] and mask_logits f32
+    [B, Q, h, w]."""
+    if isinstance(prediction, QueryPrediction):
+        return {"class_logits": prediction.class_logits, "mask_logits": prediction.mask_logits}
+    return {"rank_logits": prediction.rank_logits}
+
+
+def rank_scores(outputs: Tensors, size: tuple[int, int], cell: int) -> Tensor:
+    """The scores f32 [B, κ, H, W] of ranks at pixels, from the logits among the outputs of a network.
+
+    Those of queries as stage2_segmentation/query_maps.py has them, here with axes of Q and κ at full size: a program
+    that is traced cannot go strip by strip.
+    """
+    if "mask_logits" not in outputs:
+        return to_pixels(outputs["rank_logits"], size, cell)
+    classes = outputs["class_logits"].softmax(2)[..., :-1]
+    return torch.einsum("bqk,bqhw->bkhw", classes, to_pixels(outputs["mask_logits"], size, cell).sigmoid())

@@ -23,7 +23,6 @@ from pipelines.tables import show_table
 from stage1_multilabel.rank import Ranker
 from stage2_segmentation.config import Stage2Config
 from stage2_segmentation.evaluate import load_segmentation
-from stage2_segmentation.hosts import DecodesFirst
 from stage2_segmentation.model import SegmentationModel
 
 
@@ -115,11 +114,6 @@ def from_segmenter(run: Path, kappa: int | None) -> FromRun:
 
 
 def map_network(model: SegmentationModel, config: Stage2Config, labels: int, kappa: int | None) -> Exported:
-    if isinstance(model.host, DecodesFirst):
-        raise UserError(
-            f"host.kind = {config.host.kind} predicts masks of queries, and export knows networks with logits for each "
-            "pixel alone; use kappaseg predict or kappaseg serve, or export a run with another host"
-        )
     if config.source.at_test == "complete":
         if kappa is not None:
             raise UserError(f"--kappa {kappa}: this run is tested on all its {labels} labels; leave --kappa out")

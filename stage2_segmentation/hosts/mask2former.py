@@ -121,7 +121,7 @@ class Mask2Former(QueryHost):
             places.append(self.positions(cells.shape, cells.device, cells.dtype).flatten(2).permute(2, 0, 1))
             shrunk.append(F.interpolate(pixels.detach(), cells.shape[2:], mode="bilinear"))
         asked, first = (
-            table.weight[:, None].repeat(1, len(pixels), 1)
+            table.weight[:, None].repeat(1, pixels.shape[0], 1)
             for table in (module.queries_embedder, module.queries_features)
         )
         states = [first]

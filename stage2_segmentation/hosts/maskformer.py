@@ -103,7 +103,7 @@ class MaskFormer(QueryHost):
             cells = module.input_projection(cells)
         places = self.positions(cells.shape, cells.device, cells.dtype).flatten(2).mT
         memory = cells.flatten(2).mT
-        asked = module.queries_embedder.weight.expand(len(memory), -1, -1)
+        asked = module.queries_embedder.weight.expand(memory.shape[0], -1, -1)
         states = [torch.zeros_like(asked)]
         for layer in module.decoder.layers:
             states.append(layer(states[-1], None, places, asked, memory))

@@ -167,7 +167,7 @@ class QueryClassifier(nn.Module):
         self.rank_scale = None if scale == "none" else RankScale(kappa, scale, no_object=True)
 
     def forward(self, queries: Tensor, ranking: Ranking) -> Tensor:
-        images = len(ranking)
+        images = ranking.labels.shape[0]  # not len, which a tracer takes for a constant
         rows = torch.cat([rows_of(self.cls_emb, ranking.labels), self.no_object.expand(images, 1, -1)], 1).float()
         valid = F.pad(ranking.valid, (0, 1), value=True)[:, None]
         with full_precision(queries.device):

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from kappaseg_core.errors import UserError
+from kappaseg_core.scenes.panoptic_files import Categories
+from kappaseg_core.segments import Segments
 from pipelines.cli import main
 from pipelines.panoptic import photo_path
+from pipelines.segment_files import SegmentFiles
 from tests.kappaseg_core.scenes.panoptic_miniature import CATEGORIES, IMAGES, draw
 
 SYNTHETIC = ["--data.kind", "synthetic", "--data.options.objects", "2", "--data.options.val", "3"]
@@ -137,6 +142,14 @@ def test_predictions_that_do_not_belong_to_the_truth_are_refused(
 def test_truth_is_not_written_over_other_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["panoptic", "write", "-", "out", *SYNTHETIC]) == 0
     refused(["write", "-", "out", *SYNTHETIC], "out/panoptic.json is there already", capsys)
+
+
+def test_two_images_of_one_number_are_not_written_as_one(tmp_path: Path) -> None:
+    files = SegmentFiles(tmp_path, Categories.of(("grass",), (False,)))
+    grass = Segments(torch.ones(1, 2, dtype=torch.int32), torch.tensor([0]), torch.tensor([False]))
+    files.add("007", grass)
+    with pytest.raises(UserError, match=r"images 007 and 7 are both 7 in panoptic\.json"):
+        files.add("7", grass)
 
 
 def test_a_photograph_is_found_by_its_name_as_it_stands(tmp_path: Path) -> None:

@@ -199,12 +199,15 @@ def test_a_run_that_does_not_say_what_things_are_cannot_predict(told: Path, caps
     refused(["predict", str(told), "photo.png"], capsys, "does not say which classes have objects; add a list")
 
 
-def test_the_rule_of_segments_is_part_of_the_name_of_an_evaluation(told: Path) -> None:
-    """Both say what differs; a rule that no query meets leaves no quality."""
+def test_the_rule_of_segments_is_part_of_the_name_of_an_evaluation(
+    told: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both say what differs; a rule that no query meets leaves no quality, and words on what to do."""
     assert main(["evaluate", str(told), "--inference.segments.score", "1.0"]) == 0
     (file,) = told.glob("evaluation-*.json")
     assert file.name == "evaluation-complete-segments.score-1.0.json"
     assert evaluated(told)["panoptic"]["PQ"] == 0
+    assert "no segment was found; a query becomes one where" in capsys.readouterr().out
 
 
 # With a real network

@@ -93,7 +93,7 @@ def test_a_perfect_network_has_a_panoptic_quality_of_one() -> None:
     found = measured(Shapes((STREET, STREET)))
     assert found.panoptic == {
         **{name + group: 1.0 for name in ("PQ", "SQ", "RQ") for group in ("", "_things", "_stuff")},
-        "labels": 4, "labels_things": 2, "labels_stuff": 2,
+        "labels": 4, "labels_things": 2, "labels_stuff": 2, "found": 5,
     }  # fmt: skip
     assert found.mIoU == 1.0 and found.class_PQ == dict.fromkeys("abcd", 1.0)
     assert found.numbers()["PQ_things"] == 1.0 and "labels" not in found.numbers()

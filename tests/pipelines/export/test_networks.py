@@ -38,12 +38,14 @@ from stage2_segmentation.config import HostConfig, InferenceConfig, LabelsConfig
 from stage2_segmentation.evaluate import segment_image
 from stage2_segmentation.model import build_segmentation
 from stage2_segmentation.structures import Prediction, Seen
+from tests.contracts.test_hosts import TINY
 
 K, KAPPA, SIZE = 7, 3, (33, 47)
 CNN = BackboneConfig(kind="small_cnn", name="8")
 VIT = BackboneConfig(name="vit_tiny_patch16_224", options={"depth": 2, "embed_dim": 16, "num_heads": 2})
 SWIN = BackboneConfig(name="swin_tiny_patch4_window7_224", options={"depths": [2], "embed_dim": 8, "num_heads": [1]})
 RESNET = BackboneConfig(name="resnet18", level=8)
+STAGES = BackboneConfig(name="resnet10t")
 MOBILENET = BackboneConfig(name="mobilenetv2_050", level=4)
 SMALL = {"width": 16, "ffn": 16, "heads": 2, "decoder_layers": 1}
 
@@ -87,6 +89,21 @@ def joint(branch: str, backbone: BackboneConfig = CNN, *, class_tokens: str = "h
     return JointNetwork(model, KAPPA).eval()
 
 
+def hosted(kind: str, backbone: BackboneConfig, **options: Any) -> MapNetwork:
+    return MapNetwork(segmentation(backbone, host=HostConfig(kind, options)), KAPPA, K).eval()
+
+
+def mask_network(kind: str, branch: str = "none") -> Any:
+    """With weights as training starts from: under larger ones masks are wholly 0 or 1, and ranks tie."""
+    torch.manual_seed(0)
+    options = {"classes": "own", "width": 64, "pooled": 0, "projection": "linear"} if branch != "none" else {}
+    config = Stage2Config(
+        backbone=STAGES, host=HostConfig(kind, TINY[kind]), source=SourceConfig("cache", kappa=KAPPA),
+        labels=LabelsConfig(branch, options),
+    )  # fmt: skip
+    return build_segmentation(config, K).eval()
+
+
 def complete() -> CompleteMapNetwork:
     return CompleteMapNetwork(segmentation(source=SourceConfig("complete")), K).eval()
 
@@ -107,6 +124,14 @@ NETWORKS: dict[str, Callable[[], Exported]] = {
     "encoder branch, patches alone": lambda: joint("encoder", pooled=2, attend="patches"),
     "decoder branch": lambda: joint("decoder", pooled=2, ffn=16, heads=2, layers=1),
     "pooled branch": lambda: joint("pooled"),
+    "group branch": lambda: joint("group", groups=3, heads=2, ffn=16),
+    "projected branch": lambda: joint("projected", classes="own", width=16, pooled=2, heads=2),
+    "DeepLabV3": lambda: hosted("deeplabv3", STAGES, width=16, dilations=[1, 2, 3]),
+    "UPerNet": lambda: hosted("upernet", STAGES, width=16, norm_stages=False),
+    "encoder-only": lambda: hosted("encoder_only", VIT, blocks=1, width=8),
+    "nearest": lambda: hosted("nearest", CNN),
+    "MaskFormer": lambda: MapNetwork(mask_network("maskformer"), KAPPA, K).eval(),
+    "Mask2Former, joint": lambda: JointNetwork(mask_network("mask2former", "projected"), KAPPA).eval(),
 }  # fmt: skip
 
 
@@ -204,6 +229,7 @@ def test_label_maps_are_those_of_images_segmented_at_their_own_size() -> None:
     for network, rankings, inputs in (
         (segmenter(), given, {"labels": labels}),
         (segmenter(source=SourceConfig("complete", test="cache")), given, {"labels": labels}),
+        (MapNetwork(mask_network("maskformer"), KAPPA, K), given, {"labels": labels}),
         (complete(), [complete_ranking(1, K)] * 2, {}),
         (joint("encoder", pooled=2), [OwnRanking(KAPPA)] * 2, {}),
     ):
@@ -282,11 +308,15 @@ def another_label(outputs: Tensors) -> None:
         ("labels", swapped),
         ("rank_logits", lambda outputs: outputs["rank_logits"][0, 0].add_(0.01)),
         ("rank_logits", lambda outputs: outputs["rank_logits"].fill_(torch.nan)),
+        ("class_logits", lambda outputs: outputs["class_logits"][0, 0, -1].add_(0.01)),
+        ("mask_logits", lambda outputs: outputs["mask_logits"][0, 0].add_(0.01)),
         ("label_map", another_label),
     ],
 )
 def test_another_result_is_refused(name: str, change: Callable[[Tensors], object]) -> None:
-    network = complete() if name in ("rank_logits", "label_map") else classifier(CNN, preset="gap")
+    network: Exported = complete() if name in ("rank_logits", "label_map") else classifier(CNN, preset="gap")
+    if name in ("class_logits", "mask_logits"):
+        network = MapNetwork(mask_network("maskformer"), KAPPA, K).eval()
     with pytest.raises(UserError, match=f"^{name} of the exported network differ by"):
         agreement(network, Changed(network, change), SIZE)
 
