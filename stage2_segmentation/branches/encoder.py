@@ -95,5 +95,8 @@ def build(options: Options, host: TokenHost, *, num_classes: int, in_channels: i
     """The branch for a host with class embeddings [K, D]."""
     width = class_table(host).shape[1]
     if not hasattr(host, "read"):
-        raise UserError("labels.head = encoder shares a host's patch tokens, and this host has none; use projected")
+        raise UserError(
+            "labels.head = encoder shares a host's patch tokens, and this host has none; use projected (on queries of "
+            "a mask network with labels.options.pooled 0)"
+        )
     return EncoderBranch(options, num_classes, width)
