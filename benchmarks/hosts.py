@@ -70,6 +70,7 @@ PARTS: tuple[Callable[[], Iterable[Section]], ...] = (
     overview,
     hosts_choice.sections,
     hosts_accuracy.sections,
+    hosts_accuracy.objects,
     hosts_cost.sections,
     hosts_encoder_only.sections,
 )
