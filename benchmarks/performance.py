@@ -17,6 +17,7 @@ import performance_in_k
 import performance_matrix
 import performance_plan
 import performance_rows
+import performance_same
 
 from pipelines.results_doc import Section, write_results
 
@@ -42,6 +43,7 @@ def yours() -> Iterator[Section]:
 
 PARTS: tuple[Callable[[], Iterable[Section]], ...] = (
     performance_in_k.sections,
+    performance_same.sections,
     performance_matrix.sections,
     performance_rows.sections,
     performance_heads.sections,
