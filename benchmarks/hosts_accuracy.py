@@ -45,10 +45,9 @@ def sections() -> Iterator[Section]:
         return
     results = read_results(ROOT / FILE)
     seeds = sorted({len(entry["seeds"]) for entry in found.values() if entry["seeds"]})
-    steps = sorted({entry["network"]["steps"] for entry in found.values() if entry["network"]})
     about = (
         f"COCO-Stuff, {results['data']['num_classes']} classes, {results['data']['images']} validation photos, "
-        f"{' or '.join(f'{count:,}' for count in steps)} steps, {' or '.join(map(str, seeds))} seeds: networks that "
+        f"{steps_of(found)} steps, {' or '.join(map(str, seeds))} seeds: networks that "
         "are small and trained for minutes, on frozen features or a small ViT behind them. What such a study shows is "
         "what ranking changes for a host; hosts among each other stand on different maps. Everything else that was "
         "measured is in [results.md](results.md)."
@@ -69,10 +68,9 @@ def objects() -> Iterator[Section]:
         yield Section(title, (f"This study has not been run yet:\n\n```sh\n{OBJECTS_COMMAND}\n```",))
         return
     results = read_results(ROOT / OBJECTS_FILE)
-    steps = sorted({entry["network"]["steps"] for entry in results["schemes"].values() if entry["network"]})
     about = (
         f"COCO, things and stuff, {results['data']['num_classes']} classes, {results['data']['images']} validation "
-        f"photos, {' or '.join(f'{count:,}' for count in steps)} steps. So short a training finds few segments, and "
+        f"photos, {steps_of(results['schemes'])} steps. So short a training finds few segments, and "
         "the published thresholds none: the settings have lower ones."
     )
     table = ResultTable(
@@ -80,6 +78,12 @@ def objects() -> Iterator[Section]:
         (OBJECTS_FILE,), "In %, mean over seeds; mIoU and PQ ± sample standard deviation.",
     )  # fmt: skip
     yield Section(title, (about,), (table,))
+
+
+def steps_of(found: Entries) -> str:
+    """How long the networks of a study were trained, in words."""
+    steps = sorted({entry["network"]["steps"] for entry in found.values() if entry["network"]})
+    return " or ".join(f"{count:,}" for count in steps)
 
 
 def rows(found: Entries) -> Iterator[tuple[Cell, ...]]:

@@ -28,10 +28,9 @@ from kappaseg_core.scenes import open_scenes
 from kappaseg_core.structures import Batch
 from pipelines.bench.machine import machine
 from pipelines.bench.published_way import attention_in_steps, loss_of_prediction, map_by_scatter, map_of_all_labels
-from pipelines.bench.steps import Given, label_maps, network
+from pipelines.bench.steps import Given, label_maps, network, pixel_prediction
 from pipelines.bench.variants import BACKBONES, Variant, plain_config
 from stage2_segmentation.model import SegmentationModel
-from stage2_segmentation.structures import Prediction
 from stage2_segmentation.task import SegmentTask
 
 RESULTS = Path(__file__).parent / "results" / "same_numbers.json"
@@ -85,7 +84,9 @@ def trained(kappa: int | None, *, published: bool) -> tuple[list[float], float, 
         optimizer.zero_grad()
         with attention_in_steps() if published else nullcontext():
             if published:
-                loss = loss_of_prediction(prediction(model, images, ranking), to_rank_space(masks, ranking, CLASSES))
+                loss = loss_of_prediction(
+                    pixel_prediction(model, images, ranking), to_rank_space(masks, ranking, CLASSES)
+                )
             else:
                 task.source = Given(ranking)
                 loss, _ = task(Batch(tuple(map(str, range(IMAGES))), image=images, mask=masks))
@@ -103,7 +104,7 @@ def measured(model: SegmentationModel, kappa: int | None, *, published: bool) ->
     ranking, size = kept(masks, kappa, seed=-1), (SIZE, SIZE)
     if published:
         with attention_in_steps():
-            logits = prediction(model, images, ranking).rank_logits.float()
+            logits = pixel_prediction(model, images, ranking).rank_logits.float()
         if kappa is None:
             maps = to_label_space(map_of_all_labels(logits, size), ranking)
         else:
@@ -113,12 +114,6 @@ def measured(model: SegmentationModel, kappa: int | None, *, published: bool) ->
     sums = ConfusionSums(CLASSES)
     sums.update(maps, masks)
     return maps, float(sums.summary()["mIoU"])
-
-
-def prediction(model: SegmentationModel, images: Tensor, ranking: Ranking) -> Prediction:
-    found = model(images, ranking)
-    assert isinstance(found, Prediction)
-    return found
 
 
 def scenes(split: str, which: slice) -> tuple[Tensor, Tensor]:
