@@ -1,9 +1,9 @@
-"""The end of docs/hosts.md: which host when. Every sentence is chosen by the figures, or holds none."""
+"""A part of docs/hosts.md: which host when. Every sentence is chosen by the figures, or holds none."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import hosts_accuracy
 import hosts_cost
@@ -11,7 +11,7 @@ import hosts_encoder_only
 from hosts_words import HOSTS, SAME_VIT, HostWords
 
 from pipelines.bench.turns import Record, seconds
-from pipelines.results_doc import Section
+from pipelines.results_doc import Section, format_number
 from stage2_segmentation.hosts import host_kinds
 
 TITLE = "Which host when"
@@ -45,7 +45,7 @@ def by_cost(found: hosts_cost.Comparisons) -> Iterator[str]:
         for figure, unit, of in (("time", "processor s", seconds), ("memory", "MiB", lambda one: one["memory_mib"])):
             ranked = sorted((of(record), title) for title, records in hosts.items() if (record := kept(records)))
             if ranked:
-                told = ", ".join(f"{title} ({value:,.3g})" for value, title in ranked)
+                told = "; ".join(f"{title} ({format_number(value)})" for value, title in ranked)
                 yield f"Least {figure} for an {what}, kept labels, {unit}: {told}.".replace("an step", "a step")
     training = hosts_cost.of_mode(found, "training")
     nothing = [title for title, records in training.items() if pays_nowhere(records)]
@@ -76,8 +76,8 @@ def by_accuracy(found: hosts_accuracy.Entries | None) -> Iterator[str]:
              if (value := hosts_accuracy.miou(found, f"{key}-{scheme}")) is not None), reverse=True,
         )  # fmt: skip
         if ranked:
-            told = ", ".join(f"{title} {100 * value:.1f}" for value, title in ranked)
-            yield f"mIoU in the study above, {scheme}, best first: {told} %."
+            told = "; ".join(f"{title} {100 * value:.1f}" for value, title in ranked)
+            yield f"mIoU in the study below, {scheme}, best first: {told} %."
         helped = sorted(hosts_accuracy.gains(found, scheme).items(), key=lambda pair: -pair[1])
         if helped:
             title, gain = helped[0]
@@ -89,24 +89,24 @@ def on_a_vit() -> Iterator[str]:
     """Encoder-only against Segmenter where both stand on the same ViT."""
     study = hosts_accuracy.entries() or {}
     key = next(host.study for host in HOSTS if host.kind == "encoder_only")
-    ours, theirs = (hosts_accuracy.miou(study, f"{name}-joint") for name in (key, SAME_VIT[0]))
-    if ours is not None and theirs is not None:
+    told = []
+    for scheme, title in hosts_accuracy.SCHEMES.items():
+        ours, theirs = (study.get(f"{name}-{scheme}", {}) for name in (key, SAME_VIT[0]))
+        if ours.get("miou") is not None and theirs.get("miou") is not None:
+            more = hosts_accuracy.points(ours["miou"] - theirs["miou"])
+            told.append(f"{title} {more} ({100 * (ours['network_macs'] / theirs['network_macs'] - 1):+.0f} %)")
+    if told:
         yield (
-            f"On the same small ViT, {ENCODER_ONLY.lower()} and Segmenter differ by "
-            f"{hosts_accuracy.points(ours - theirs)} points of mIoU in the joint scheme."
+            f"On the same small ViT, {ENCODER_ONLY.lower()} less Segmenter in points of mIoU, and in brackets in "
+            f"multiply-accumulates of the network: {', '.join(told)}."
         )
+    first, second = hosts_encoder_only.OURS, hosts_encoder_only.SEGMENTER
+    times = []
     for name, records in hosts_encoder_only.comparisons().items():
         run = hosts_encoder_only.by_name(records)
-        if {hosts_encoder_only.OURS, hosts_encoder_only.SEGMENTER} <= set(run):
-            yield f"{name}: {faster(run)}"
-
-
-def faster(run: Mapping[str, Record]) -> str:
-    """Which of encoder-only and Segmenter takes less time, where the turns agree on it."""
-    ours, theirs = hosts_encoder_only.OURS, hosts_encoder_only.SEGMENTER
-    turns = hosts_encoder_only.to_ours(run[theirs], run[ours])
-    ratio = statistics.median(turns)
-    if turns[0] <= 1 <= turns[-1]:
-        return f"the turns do not agree whether {ours} or {theirs} takes less time (ratio {ratio:.2f})."
-    quick, slow = (ours, theirs) if ratio > 1 else (theirs, ours)
-    return f"{quick} takes less time than {slow}, {max(ratio, 1 / ratio):.2f} times."
+        if {first, second} <= set(run):
+            turns = hosts_encoder_only.to_ours(run[second], run[first])
+            unsure = " (turns on both sides of 1)" if turns[0] <= 1 <= turns[-1] else ""
+            times.append(f"{name}: {statistics.median(turns):.2f}{unsure}")
+    if times:
+        yield f"On one ViT of published size, time of {second} over that of {first}: {'; '.join(times)}."

@@ -52,15 +52,15 @@ HOSTS = (
         "maskformer", "MaskFormer", "maskformer", "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
         "`projected`",
         "Queries predict a mask and a label each, so it also tells objects apart. Labels stand in a small table of "
-        "queries × labels, and there are as many masks as queries whatever is kept: a selection has little to act on, "
-        "in training above all.",
+        "queries × labels, and there are as many masks as queries whatever is kept: in training a selection has little "
+        "to act on; in use it shortens the sum over queries at every pixel.",
     ),
     HostWords(
         "mask2former", "Mask2Former", "mask2former",
         "four stages (Swin, ConvNeXt, ResNet), or four blocks of ViT, BEiT",
         "`projected`",
         "As MaskFormer, with masked attention over several scales; the one to take for panoptic segmentation. A "
-        "selection has as little to act on.",
+        "selection acts on the same sum alone.",
     ),
     HostWords(
         "nearest", "Nearest labels", "nearest", "any backbone, one map", "`pooled`",
