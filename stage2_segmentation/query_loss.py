@@ -46,9 +46,9 @@ def query_loss(
     batch, at least 1. L_class: cross-entropy over κ + 1 for all queries, its mean weighted by `no_object`.
     Crowds are no targets. A batch without a kept segment teaches "no object" alone.
 
-    Figures: `kept` and `kept_segments`, the shares of the segments' pixels and of the segments whose label is kept;
-    `pixel_accuracy`, of the semantic map at one pixel a cell, missed labels counting as wrong; `class_loss`,
-    `mask_loss`, `dice_loss` of the last layer, without their weights.
+    Figures, in which crowds do not count: `kept` and `kept_segments`, the shares of the segments' pixels and of the
+    segments whose label is kept; `pixel_accuracy`, of the semantic map at one pixel a cell, missed labels counting as
+    wrong; `class_loss`, `mask_loss`, `dice_loss` of the last layer, without their weights.
     """
     truths = [kept_truth(found, ranking.labels[i], ranking.valid[i]) for i, found in enumerate(segments)]
     layers = [*prediction.auxiliary, prediction]
@@ -140,21 +140,18 @@ def layer_losses(
 @torch.no_grad()
 def kept_shares(segments: Sequence[Segments], truths: Sequence[Truth]) -> dict[str, Tensor]:
     """`kept` and `kept_segments`."""
-    every = [found.areas() for found in segments]
-    kept = [areas[truth.numbers.long() - 1] for areas, truth in zip(every, truths, strict=True)]
-    pixels, of_kept = torch.cat(every).sum(), torch.cat(kept).sum()
-    number, kept_number = sum(map(len, every)), sum(map(len, kept))
-    return {
-        "kept": of_kept / pixels.clamp(min=1),
-        "kept_segments": torch.tensor(kept_number / max(1, number), device=pixels.device),
-    }
+    areas = [found.areas() for found in segments]
+    wanted = torch.cat([each[~found.crowd] for each, found in zip(areas, segments, strict=True)])
+    kept = torch.cat([each[truth.numbers.long() - 1] for each, truth in zip(areas, truths, strict=True)])
+    share_of_segments = torch.tensor(len(kept) / max(1, len(wanted)), device=wanted.device)
+    return {"kept": kept.sum() / wanted.sum().clamp(min=1), "kept_segments": share_of_segments}
 
 
 @torch.no_grad()
 def accuracy_of_cells(
     prediction: QueryPrediction, segments: Sequence[Segments], truths: Sequence[Truth], cell: int
 ) -> Tensor:
-    """Share of the pixels in a segment, one a cell, whose best rank is that of their label."""
+    """Share of the pixels in a segment (no crowd), one a cell, whose best rank is that of their label."""
     right = labelled = prediction.mask_logits.new_zeros(())
     shares = prediction.class_logits.softmax(2)[..., :-1]
     for own, masks, found, truth in zip(shares, prediction.mask_logits, segments, truths, strict=True):
@@ -164,5 +161,5 @@ def accuracy_of_cells(
         rank_of[truth.numbers.long()] = truth.ranks
         numbers = found.map[::cell, ::cell].long()
         right = right + (best == rank_of[numbers]).sum()
-        labelled = labelled + (numbers > 0).sum()
+        labelled = labelled + F.pad(~found.crowd, (1, 0), value=False)[numbers].sum()
     return right / labelled.clamp(min=1)

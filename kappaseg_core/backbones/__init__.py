@@ -181,8 +181,8 @@ def check_blocks(config: BackboneConfig, network: Any, last_blocks: int) -> None
         )
     if last_blocks >= network.depth:
         raise UserError(
-            f"this host takes over the last {last_blocks} blocks, but {config.name} has {network.depth}, and one at "
-            "least has to see the image alone; lower host.options.blocks"
+            f"this host takes over the last {last_blocks} blocks, but the backbone ({config.kind}, {config.name}) has "
+            f"{network.depth}, and one at least has to see the image alone; lower host.options.blocks"
         )
     if config.is_frozen:
         raise UserError("this host takes over the last blocks of the backbone to train them; set backbone.frozen false")

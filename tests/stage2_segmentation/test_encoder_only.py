@@ -214,7 +214,10 @@ def test_training_sees_masks_until_they_are_annealed_and_evaluation_never() -> N
     [
         ({"backbone": BackboneConfig(name="resnet10t")}, "last blocks of a plain ViT; backbone.name = resnet10t"),
         ({"backbone": replace(AUGREG, frozen=True)}, "to train them; set backbone.frozen false"),
-        ({"host": HostConfig("encoder_only", {"blocks": 4})}, "last 4 blocks, but vit_tiny_patch16_224 has 4"),
+        (
+            {"host": HostConfig("encoder_only", {"blocks": 4})},
+            r"last 4 blocks, but the backbone \(timm, vit_tiny_patch16_224\) has 4",
+        ),
         ({"host": HostConfig("encoder_only", {"blocks": 0})}, "blocks = 0, wanted at least 1"),
         ({"class_tokens": "backbone"}, "puts class tokens into the backbone itself; use class_tokens host"),
     ],

@@ -112,7 +112,7 @@ def test_the_blocks_of_a_plain_vit_are_taken_at_equal_distances() -> None:
         (VIT, Wants(stages=(1, 0)), r"\[1, 0\] .* wanted ascending ones"),
         (RESNET, Wants(last_blocks=1), "last blocks of a plain ViT; backbone.name = resnet10t at level 0 is none"),
         (replace(VIT, level=16), Wants(last_blocks=1), "vit_tiny_patch16_224 at level 16 is none"),
-        (VIT, Wants(last_blocks=2), "last 2 blocks, but vit_tiny_patch16_224 has 2"),
+        (VIT, Wants(last_blocks=2), r"last 2 blocks, but the backbone \(timm, vit_tiny_patch16_224\) has 2"),
         (replace(VIT, frozen=True), Wants(last_blocks=1), "set backbone.frozen false"),
     ],
 )  # fmt: skip

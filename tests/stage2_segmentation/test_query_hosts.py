@@ -26,7 +26,7 @@ from stage2_segmentation.hosts.query_host import QueryHost, whole_cells
 from stage2_segmentation.inference import pieces_of_views
 from stage2_segmentation.mask_losses import MaskLoss, PointMasks, Truth, WholeMasks, share_inside
 from stage2_segmentation.model import build_segmentation
-from stage2_segmentation.query_loss import LossRule, kept_truth, query_loss
+from stage2_segmentation.query_loss import LossRule, kept_shares, kept_truth, query_loss
 from stage2_segmentation.rank_maps import best_ranks, rank_scores
 from stage2_segmentation.sources.complete import Complete
 from stage2_segmentation.sources.joint import Joint
@@ -455,7 +455,9 @@ def test_objects_are_learnt_where_they_are_told_apart() -> None:
     assert segments.labels.tolist() == [0, 0, 1, 2, 2]
     loss, figures = task(batch)
     assert loss.isfinite()
-    assert figures["kept_segments"].item() == pytest.approx(4 / 5)  # a crowd is no target
+    assert figures["kept_segments"].item() == figures["kept"].item() == 1  # the crowd is no target
+    shares = kept_shares([segments], [kept_truth(segments, torch.tensor([2, 1]), torch.tensor([True, True]))])
+    assert (shares["kept_segments"].item(), shares["kept"].item()) == (2 / 4, 3 / 6)
 
 
 def test_a_stride_of_the_pixel_loss_is_refused() -> None:

@@ -153,7 +153,10 @@ class _Text:
         return bool(chunk)
 
     def _problem(self, what: str) -> UserError:
-        return UserError(f"{self.path} is no whole JSON object: {what} at byte {self.place}; download it again")
+        return UserError(
+            f"{self.path} is no whole JSON object: {what} at byte {self.place}; "
+            "wanted {…} to its end: make or download it again"
+        )
 
 
 def _open(path: Path) -> BinaryIO:
