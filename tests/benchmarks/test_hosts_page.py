@@ -154,6 +154,7 @@ def test_panoptic_quality_is_shown_with_its_deviation_over_seeds(page: ModuleTyp
     text = write_study(page, found, "panoptic")
     assert re.search(r"\| baseline +\| +11.0 ± 1.4 \| +13.0 ± 0.7 \| +– \| +– \| +25.0 \| +– \|", text)
     assert re.search(r"\| joint +\| +– \| +– \|", text)
+    assert "PQ, best first: baseline 13.00 %." in text
 
 
 @pytest.mark.parametrize(
