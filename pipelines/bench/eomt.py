@@ -57,7 +57,7 @@ def built(variant: Variant) -> Callable[[], object]:
 
 def network(variant: Variant) -> Any:
     """EomtForUniversalSegmentation with random weights. Raises UserError without the library."""
-    options = build(Options, variant.config.host.options, source="host.options", path="host.options")
+    options = build(Options, variant.config.host.options, path="host.options")
     try:
         from transformers import AttentionInterface, EomtForUniversalSegmentation
     except ImportError:

@@ -65,7 +65,7 @@ def build_branch(
     if kind == NONE:
         return None
     module = part(__name__, kind, defines="build", setting="labels.head")
-    settings = build(module.Options, options, source="labels.options", path="labels.options")
+    settings = build(module.Options, options, path="labels.options")
     branch: nn.Module = module.build(settings, host, num_classes=num_classes, in_channels=in_channels)
     return branch
 

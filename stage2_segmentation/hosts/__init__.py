@@ -90,7 +90,7 @@ def learns_objects(kind: str, options: dict[str, Any] | None = None) -> bool:
 def settings_of(kind: str, options: dict[str, Any] | None) -> tuple[Any, Any]:
     """The module of a host, and its Options with these settings."""
     module = part(__name__, kind, defines="build", setting="host.kind")
-    return module, build(module.Options, options or {}, source="host.options", path="host.options")
+    return module, build(module.Options, options or {}, path="host.options")
 
 
 def host_kinds() -> tuple[str, ...]:

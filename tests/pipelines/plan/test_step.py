@@ -75,6 +75,7 @@ def test_micro_batches_take_less_and_the_gradients_of_the_first_stay(found: Foun
     assert small.training < micro.training < whole.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["maskformer", "mask2former"])
 def test_a_mask_network_is_followed_without_numbers(found: Found, kind: str) -> None:
     """What it holds grows with the images of a step, and no made-up position is left for networks with numbers."""

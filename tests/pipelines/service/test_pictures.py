@@ -133,6 +133,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused(client: TestClient, rou
     told(sent(client, route, sized(kind, side)), status=413, field="image", limit=LIMITS.pixels)
 
 
+@pytest.mark.slow
 def test_a_line_of_pixels_does_not_fill_the_memory(client: TestClient) -> None:
     """Its shorter side is made 32 long: 1 x 600,000 pixels would become 32 x 19,200,000."""
     line = png(600_000, 1, bytes(600_001))
