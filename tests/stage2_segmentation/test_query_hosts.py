@@ -26,7 +26,7 @@ from stage2_segmentation.hosts.query_host import QueryHost, whole_cells
 from stage2_segmentation.inference import pieces_of_views
 from stage2_segmentation.mask_losses import MaskLoss, PointMasks, Truth, WholeMasks, share_inside
 from stage2_segmentation.model import build_segmentation
-from stage2_segmentation.query_loss import LossRule, kept_shares, kept_truth, query_loss
+from stage2_segmentation.query_loss import LossRule, accuracy_of_cells, kept_shares, kept_truth, query_loss
 from stage2_segmentation.rank_maps import best_ranks, rank_scores
 from stage2_segmentation.sources.complete import Complete
 from stage2_segmentation.sources.joint import Joint
@@ -458,6 +458,13 @@ def test_objects_are_learnt_where_they_are_told_apart() -> None:
     assert figures["kept_segments"].item() == figures["kept"].item() == 1  # the crowd is no target
     shares = kept_shares([segments], [kept_truth(segments, torch.tensor([2, 1]), torch.tensor([True, True]))])
     assert (shares["kept_segments"].item(), shares["kept"].item()) == (2 / 4, 3 / 6)
+
+
+def test_pixels_of_a_crowd_are_neither_right_nor_wrong() -> None:
+    crowd = Segments(torch.tensor([[1, 2, 0]], dtype=torch.int32), torch.tensor([0, 1]), torch.tensor([False, True]))
+    truth = kept_truth(crowd, torch.tensor([0, 1]), torch.tensor([True, True]))
+    prediction = QueryPrediction(torch.tensor([[[9.0, 0.0, 0.0]]]), torch.ones(1, 1, 1, 3))
+    assert accuracy_of_cells(prediction, [crowd], [truth], 1).item() == 1
 
 
 def test_a_stride_of_the_pixel_loss_is_refused() -> None:

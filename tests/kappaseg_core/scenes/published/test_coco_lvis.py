@@ -114,7 +114,9 @@ def test_a_file_that_was_not_downloaded_to_its_end_is_one_line(tmp_path: Path) -
     make(tmp_path)
     path = tmp_path / "annotations" / "stuff_train2017.json"
     path.write_text(path.read_text()[:500])
-    with pytest.raises(UserError, match=r"stuff_train2017\.json is no whole JSON object: .* download it again"):
+    with pytest.raises(
+        UserError, match=r"stuff_train2017\.json is no whole JSON object: .*: make or download it again"
+    ):
         find(tmp_path, Options())
 
 

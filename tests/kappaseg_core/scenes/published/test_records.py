@@ -55,7 +55,8 @@ def test_records_and_their_places_are_the_same_wherever_chunks_end(
 def test_what_is_no_whole_json_is_one_line_with_its_place(text: str, byte: int, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=rf"file\.json is no whole JSON object: .* at byte {byte}; wanted "):
+    step = r"wanted \{…\} to its end: make or download it again$"
+    with pytest.raises(UserError, match=rf"file\.json is no whole JSON object: .* at byte {byte}; {step}"):
         list(records(path))
 
 
